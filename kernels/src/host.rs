@@ -124,6 +124,8 @@ mod tests {
     #[test]
     fn only_numbered_files_are_devices() {
         let dir = std::env::temp_dir().join(format!("cuda-smoke-dev-{}", std::process::id()));
+        // Of an earlier process with this number.
+        let _ = fs::remove_dir_all(&dir);
         fs::create_dir_all(&dir).unwrap();
         fs::write(dir.join("nvidiactl"), "").unwrap();
         assert!(!has_device_files(&dir));

@@ -2,7 +2,9 @@
 
 mod common;
 
-use common::{check, driver, faulty, folder, read, smoke, without_driver};
+use std::time::Instant;
+
+use common::{check, driver, faulty, folder, read, side_by_side, smoke, waited, without_driver};
 use gate_report::{Class, Outcome, Step};
 use serde_json::{Value, json};
 
@@ -323,32 +325,33 @@ fn every_generation_of_gpus_has_its_verdict() {
 
 #[test]
 fn start_up_and_test_are_given_their_own_time() {
-    let slow_start = faulty(json!({"call": "cuInit", "delayMs": 3500}));
-    let (code, report) = check(
-        &slow_start,
-        &["--test-timeout", "3", "--memory-walk-mib", "0"],
-    );
-    assert_eq!(code, 0, "{:?}", report.failure);
-    let (_, report) = check(&slow_start, &["--startup-timeout", "1"]);
-    let failure = report.failure.unwrap();
-    assert_eq!(
-        (failure.code_name.as_str(), failure.step),
-        ("Hang", Step::Init)
-    );
-    let hang = faulty(json!({"call": "cuStreamSynchronize", "hang": true}));
-    let (code, report) = check(&hang, &["--test-timeout", "1"]);
-    let failure = report.failure.unwrap();
-    assert_eq!((code, failure.code_name.as_str()), (12, "Hang"));
-    assert!(
-        failure.message.contains("within 1 s"),
-        "{}",
-        failure.message
-    );
+    let slow = json!({"call": "cuInit", "delayMs": 6000});
+    let hang = |call| json!({"call": call, "hang": true});
+    let at_start = (13, "Hang", Step::Init);
+    let at_test = (12, "Hang", Step::Synchronize);
+    let cases = [
+        (slow, "--test-timeout", None),
+        (hang("cuInit"), "--startup-timeout", Some(at_start)),
+        (hang("cuStreamSynchronize"), "--test-timeout", Some(at_test)),
+    ];
+    side_by_side(cases, |(fault, limit, expected)| {
+        let started = Instant::now();
+        let arguments = [limit, "5", "--memory-walk-mib", "0"];
+        let (code, report) = check(&faulty(fault), &arguments);
+        let Some(expected) = expected else {
+            assert_eq!(code, 0, "{:?}", report.failure);
+            return;
+        };
+        let failure = report.failure.unwrap();
+        assert_eq!((code, failure.code_name.as_str(), failure.step), expected);
+        let most = started.elapsed().as_secs() + 1;
+        assert!((5..=most).contains(&waited(&failure)), "{failure:?}");
+    });
 }
 
 #[test]
 fn what_kills_or_stops_the_test_does_not_stop_the_report() {
-    for (fault, code, name) in [
+    let cases = [
         (json!({"call": "cuInit", "hang": true}), 13, "Hang"),
         (
             json!({"call": "cuStreamSynchronize", "hang": true}),
@@ -366,8 +369,9 @@ fn what_kills_or_stops_the_test_does_not_stop_the_report() {
             "Crash",
         ),
         (json!({"call": "cuInit", "exit": 0}), 13, "UnexpectedExit"),
-    ] {
-        let (found, report) = check(&faulty(fault.clone()), &["--timeout", "1"]);
+    ];
+    side_by_side(cases, |(fault, code, name)| {
+        let (found, report) = check(&faulty(fault.clone()), &["--timeout", "5"]);
         let failure = report.failure.unwrap();
         assert_eq!(
             (found, failure.code_name.as_str()),
@@ -375,7 +379,7 @@ fn what_kills_or_stops_the_test_does_not_stop_the_report() {
             "{fault}: {}",
             failure.message
         );
-    }
+    });
 }
 
 #[test]

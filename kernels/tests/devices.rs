@@ -172,7 +172,7 @@ fn a_kernel_that_hangs_on_memory_from_the_pool_is_the_devices_fault() {
     let fault = json!({"call": "cuStreamSynchronize", "nth": 5, "hang": true});
     let devices = json!({"devices": [{"profile": "a100"}], "faults": [fault]});
     // When
-    let (code, report) = check(&devices, &["--memory-walk-mib", "0", "--test-timeout", "1"]);
+    let (code, report) = check(&devices, &["--memory-walk-mib", "0", "--test-timeout", "5"]);
     // Then
     let failure = failure(&report);
     assert_eq!(

@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
 use common::registrar::{Registrar, TICKET, admitted, answer, refusal, ticket};
-use common::{Running, faulty, folder, report, signal, smoke, until};
+use common::{Running, faulty, folder, report, side_by_side, signal, smoke, until};
 use gate_report::Report;
 use gate_report::contract::{file, gate};
 use gate_report::exit;
@@ -98,7 +98,7 @@ impl Pod {
 
 /// With little time for the registrar: the test waits for all of it.
 fn hurried(mut command: Command) -> Command {
-    command.env(gate::REGISTRATION_TIMEOUT_SECONDS, "2");
+    command.env(gate::REGISTRATION_TIMEOUT_SECONDS, "6");
     command
 }
 
@@ -180,7 +180,7 @@ fn prepare_brings_the_programs_the_settings_and_the_ticket() {
 
 #[test]
 fn without_a_ticket_the_pod_ends_and_says_why() {
-    for (registrar, code, words) in [
+    let cases = [
         (
             Registrar::start(&[refusal(403, "", "NoRunner")]),
             exit::REFUSED,
@@ -209,7 +209,8 @@ fn without_a_ticket_the_pod_ends_and_says_why() {
             exit::INTERNAL,
             "used",
         ),
-    ] {
+    ];
+    side_by_side(cases, |(registrar, code, words)| {
         let pod = Pod::new();
         let prepare = pod.prepare(&registrar);
         let is_waited_for = code == exit::UNREACHABLE;
@@ -226,7 +227,7 @@ fn without_a_ticket_the_pod_ends_and_says_why() {
             "{message}"
         );
         assert!(!pod.dir.join("run").join(file::TICKET).exists());
-    }
+    });
 }
 
 #[test]
@@ -314,11 +315,12 @@ fn a_busy_registrar_is_asked_again() {
 #[test]
 fn one_who_does_not_answer_well_in_time_is_unreachable() {
     let busy = Registrar::start(&[refusal(503, "", "NotYetKnown")]);
-    for (registrar, words) in [
+    let cases = [
         (nobody(), "refused"),
         (busy, "because of NotYetKnown"),
         (impostor(admitted()), "certificate"),
-    ] {
+    ];
+    side_by_side(cases, |(registrar, words)| {
         let pod = Pod::prepared();
         let (code, report) = pod.ended(&mut hurried(pod.gate(&json!({}), &registrar)));
         let message = report.failure.unwrap().message.to_lowercase();
@@ -327,7 +329,7 @@ fn one_who_does_not_answer_well_in_time_is_unreachable() {
             message.contains(&words.to_lowercase()),
             "{words}: {message}"
         );
-    }
+    });
 }
 
 #[test]

@@ -11,6 +11,7 @@ mod common;
 
 use std::fs;
 use std::io::{Read as _, Write as _};
+use std::ops::RangeInclusive;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -24,8 +25,10 @@ use gate_report::usage::GpuUsage;
 use gate_report::{Device, Report, SUMMARY_LIMIT};
 use serde_json::{Value, json};
 
-/// Longer than the sampler lets anybody wait.
-const BOUND: Duration = Duration::from_secs(5);
+/// Longer than the sampler lets anybody wait, on a machine that is busy.
+const BOUND: Duration = Duration::from_secs(20);
+/// What the sampler asks at each look, and nowhere else.
+const LOOK: &str = "nvmlDeviceGetTemperature";
 
 fn uuid(number: usize) -> String {
     format!("GPU-0c8a1b2c-0000-4000-8000-{number:012}")
@@ -74,6 +77,15 @@ fn bring(folder: &Path, simulated: &Value) {
     program(&folder.join(file::SAMPLER), &sampler);
 }
 
+/// The same driver, which leaves this file when it is first asked this.
+fn leaving(file: &Path, call: &str, simulated: &Value) -> Value {
+    let mut all = simulated.clone();
+    let faults = all["faults"].as_array_mut().unwrap();
+    // Before what goes wrong there.
+    faults.insert(0, json!({"call": call, "once": file}));
+    all
+}
+
 /// A runner's pod whose gate found so many GPUs.
 fn pod(count: usize) -> Pod {
     let pod = Pod::passed(&giving());
@@ -89,9 +101,17 @@ struct Told {
     summary: String,
     log: String,
     took: Duration,
+    /// For so long the job was watched, at least and at most.
+    watched: [Duration; 2],
 }
 
 impl Told {
+    /// The same in seconds, as the sampler rounds them.
+    fn seconds(&self) -> RangeInclusive<u128> {
+        let [least, most] = self.watched.map(|time| (time.as_millis() + 500) / 1000);
+        least..=most
+    }
+
     fn marks(&self) -> Vec<GpuUsage> {
         let marks = self
             .log
@@ -120,25 +140,37 @@ fn hook(dir: &Path, folder: &Path) -> Told {
         summary: read(&summary),
         log: read(&dir.join("log")),
         took: began.elapsed(),
+        watched: [Duration::ZERO, Duration::MAX],
     }
 }
 
-/// Lets a job run for so long on a runner with this driver, and then its hook.
-fn ran(simulated: &Value, count: usize, time: Duration) -> Told {
+/// Lets a job run on a runner with this driver until it was looked at and a little longer, and then its hook.
+fn ran(simulated: &Value, count: usize) -> Told {
+    ran_until(LOOK, simulated, count)
+}
+
+/// The same, until the driver was asked this.
+fn ran_until(call: &str, simulated: &Value, count: usize) -> Told {
     let pod = pod(count);
-    bring(&pod.dir.join("run"), simulated);
+    let asked = pod.dir.join("asked");
+    bring(&pod.dir.join("run"), &leaving(&asked, call, simulated));
     let mut gpu = pod.gpu("while [ ! -e \"$RUN/end\" ]; do sleep 0.05; done");
     until("watched", || pod.has(file::SAMPLER_SOCKET));
+    let began = Instant::now();
     fs::write(pod.run(file::BUSY), "").unwrap();
-    std::thread::sleep(time);
+    until("asked", || asked.exists());
+    let looked = Instant::now();
+    std::thread::sleep(SHORT);
+    let least = looked.elapsed();
     fs::remove_file(pod.run(file::BUSY)).unwrap();
-    let told = hook(&pod.dir, &pod.dir.join("run"));
+    let mut told = hook(&pod.dir, &pod.dir.join("run"));
+    told.watched = [least, began.elapsed()];
     fs::write(pod.run("end"), "").unwrap();
     assert_eq!(gpu.code(), 0);
     told
 }
 
-/// Enough for the first look and the last.
+/// What is more than half a second, and less than it takes to the second look.
 const SHORT: Duration = Duration::from_millis(1200);
 
 #[test]
@@ -147,11 +179,7 @@ fn a_job_is_told_what_each_of_its_gpus_did() {
         "utilization": [0, 40, 90], "memoryUsed": 41_u64 << 30, "watts": 700, "clockMhz": 1980, "celsius": 64,
     }});
     // Given a device that is used, another one, and a third which is not this pod's
-    let told = ran(
-        &simulated(&[busy, json!({}), json!({})], &json!([])),
-        2,
-        SHORT,
-    );
+    let told = ran(&simulated(&[busy, json!({}), json!({})], &json!([])), 2);
     // Then there is a line for each of the pod's, which is a workflow command
     let lines: Vec<&str> = told.printed.lines().collect();
     let [one, two] = lines[..] else {
@@ -159,7 +187,7 @@ fn a_job_is_told_what_each_of_its_gpus_did() {
     };
     assert!(
         one.starts_with(
-            "::notice title=GPU::NVIDIA H100 80GB HBM3 GPU-0c8a1b2c…: busy 65 %25 (max 90 %25), 41 GiB, 0."
+            "::notice title=GPU::NVIDIA H100 80GB HBM3 GPU-0c8a1b2c…: busy 65 %25 (max 90 %25), 41 GiB, "
         ) && one.ends_with(" Wh, 1980 MHz while busy (min 1980), up to 64 °C, throttled 0 s, no errors"),
         "{one}"
     );
@@ -177,18 +205,21 @@ fn a_job_is_told_what_each_of_its_gpus_did() {
         (one.busy_percent, one.memory_mib),
         (Some(65), Some(41 << 10))
     );
-    assert!((1..3).contains(&one.seconds), "{one:?}");
-    let joules = one.energy_joules.unwrap();
-    assert!((300..2500).contains(&joules), "{joules}");
+    assert!(told.seconds().contains(&one.seconds.into()), "{one:?}");
+    let [least, most] = told.watched.map(|time| 700 * time.as_millis() / 1000);
+    let joules = u128::from(one.energy_joules.unwrap());
+    // Both ends are cut to whole milliseconds.
+    assert!((least - 2..=most).contains(&joules), "{joules}");
 }
 
 #[test]
 fn what_is_wrong_is_a_warning_with_its_name() {
     let row = |device: Value, text: &'static str| (device, text);
     for (device, text) in [
+        // Seconds, as long as the job was watched
         row(
             json!({"health": {"clockReasons": 0x44}}),
-            "throttled 1 s (heat 1 s), no errors",
+            "throttled N s (heat N s), no errors",
         ),
         row(
             json!({"activity": {"uncorrectedErrors": [3, 1]}}),
@@ -204,10 +235,11 @@ fn what_is_wrong_is_a_warning_with_its_name() {
             "XID 79 (the GPU has fallen off the bus)",
         ),
     ] {
-        let told = ran(&simulated(&[device], &json!([])), 1, SHORT);
+        let told = ran(&simulated(&[device], &json!([])), 1);
         let printed = &told.printed;
+        let is_told = |seconds: u128| printed.contains(&text.replace('N', &seconds.to_string()));
         assert!(
-            printed.starts_with("::warning title=GPU::") && printed.contains(text),
+            printed.starts_with("::warning title=GPU::") && told.seconds().any(is_told),
             "{text}: {printed}"
         );
         // What was before the job is not the job's.
@@ -223,40 +255,37 @@ fn what_a_driver_does_not_tell_is_left_out() {
         "health": {"clockReasons": null},
     });
     let no_memory = json!([{"call": "nvmlDeviceGetMemoryInfo_v2", "code": 3}]);
-    let told = ran(&simulated(&[nothing], &no_memory), 1, SHORT);
+    let told = ran(&simulated(&[nothing], &no_memory), 1);
     let end = "GPU-0c8a1b2c…: no errors\n";
     assert!(told.printed.ends_with(end), "{}", told.printed);
     // A driver that keeps no samples says at least how busy it is at a look.
     let device = json!({"activity": {"samples": false, "utilization": [30]}});
-    let told = ran(&simulated(&[device], &json!([])), 1, SHORT);
+    let told = ran(&simulated(&[device], &json!([])), 1);
     assert!(told.printed.contains("busy 30 %25"), "{}", told.printed);
 }
 
 #[test]
 fn it_looks_every_five_seconds_and_each_second_where_the_driver_remembers_nothing() {
     let forgetful = json!({"activity": {"samples": false, "utilization": [30]}});
-    for (device, seconds) in [(json!({}), 5), (forgetful, 1)] {
+    // It sees four times a second whether it is time; of several looks, one is hardly held up.
+    for (device, looks, pauses) in [(json!({}), 2, 4.5..f64::MAX), (forgetful, 5, 0.5..4.0)] {
         let pod = pod(1);
         let file = |look: u32| pod.dir.join(format!("look-{look}"));
-        let looks = [1, 2].map(
-            |look| json!({"call": "nvmlDeviceGetTemperature", "nth": look, "once": file(look)}),
+        let faults = (1..=looks).map(|look| json!({"call": LOOK, "nth": look, "once": file(look)}));
+        let looks_at: Vec<_> = faults.collect();
+        bring(
+            &pod.dir.join("run"),
+            &simulated(&[device], &json!(looks_at)),
         );
-        bring(&pod.dir.join("run"), &simulated(&[device], &json!(looks)));
         let mut gpu = pod.gpu("while [ ! -e \"$RUN/end\" ]; do sleep 0.05; done");
         until("watched", || pod.has(file::SAMPLER_SOCKET));
         // When a job runs, then it is looked at again and again
         fs::write(pod.run(file::BUSY), "").unwrap();
-        let at = [1, 2].map(|look| {
-            until("looked at", || file(look).exists());
-            Instant::now()
-        });
-        let pause = (at[1] - at[0]).as_secs_f64();
-        let wanted = f64::from(seconds);
-        // It sees four times a second whether it is time
-        assert!(
-            (wanted - 0.5..wanted + 3.0).contains(&pause),
-            "{pause} s, and not {wanted} s"
-        );
+        until("looked at", || file(looks).exists());
+        let at = |look| fs::metadata(file(look)).unwrap().modified().unwrap();
+        let between = (1..looks).map(|look| at(look + 1).duration_since(at(look)).unwrap());
+        let pause = between.min().unwrap().as_secs_f64();
+        assert!(pauses.contains(&pause), "{pause} s, and not {pauses:?}");
         fs::write(pod.run("end"), "").unwrap();
         assert_eq!(gpu.code(), 0);
     }
@@ -264,22 +293,28 @@ fn it_looks_every_five_seconds_and_each_second_where_the_driver_remembers_nothin
 
 #[test]
 fn a_driver_that_hangs_or_dies_or_is_not_there_holds_nothing_up() {
-    let hang = |call: &str| json!([{"call": call, "hang": true}]);
-    for (faults, is_told) in [
+    let hang = |call: &str| json!({"call": call, "hang": true});
+    for (fault, is_told) in [
         (hang("nvmlInit_v2"), false),
-        (json!([{"call": "nvmlInit_v2", "code": 9}]), false),
+        (json!({"call": "nvmlInit_v2", "code": 9}), false),
         (
-            json!([{"call": "nvmlDeviceGetHandleByUUID", "code": 15}]),
+            json!({"call": "nvmlDeviceGetHandleByUUID", "code": 15}),
             false,
         ),
         (hang("nvmlDeviceGetSamples"), true),
         (hang("nvmlDeviceGetTotalEnergyConsumption"), true),
         (
-            json!([{"call": "nvmlDeviceGetMemoryInfo_v2", "crash": "segv"}]),
+            json!({"call": "nvmlDeviceGetMemoryInfo_v2", "crash": "segv"}),
             false,
         ),
     ] {
-        let told = ran(&simulated(&[json!({})], &faults), 1, SHORT);
+        let faults = json!([fault]);
+        let last = if is_told {
+            Some(LOOK)
+        } else {
+            fault["call"].as_str()
+        };
+        let told = ran_until(last.unwrap(), &simulated(&[json!({})], &faults), 1);
         assert!(told.took < BOUND, "{faults}: {:?}", told.took);
         assert_eq!(
             !told.printed.is_empty(),
@@ -318,7 +353,7 @@ fn the_marks_of_eight_gpus_fit_beside_those_of_a_job() {
         "correctedErrors": [0, 999_999], "uncorrectedErrors": [0, 999_999], "pcieReplays": [0, 999_999],
         "xids": [9991, 9992, 9993, 9994]}, "health": {"clockReasons": 0xe4}});
     let devices = vec![device; 8];
-    let told = ran(&simulated(&devices, &json!([])), 8, SHORT);
+    let told = ran(&simulated(&devices, &json!([])), 8);
     assert_eq!(told.marks().len(), 8, "{}", told.log);
     assert!(
         told.log.len() < SUMMARY_LIMIT / 2 + 400,
@@ -419,17 +454,20 @@ fn one_who_never_answers_and_files_that_are_none_are_not_waited_for() {
 fn a_persistent_runners_jobs_are_told_apart() {
     let pod = pod(1);
     let device = json!({"activity": {"utilization": [0, 50, 50, 0]}});
-    bring(&pod.dir.join("run"), &simulated(&[device], &json!([])));
+    let looked = pod.dir.join("looked");
+    let simulated = leaving(&looked, LOOK, &simulated(&[device], &json!([])));
+    bring(&pod.dir.join("run"), &simulated);
     let _gpu = pod.gpu("exec sleep 60");
     until("watched", || pod.has(file::SAMPLER_SOCKET));
     for busy in ["busy 50 %25 (max 50 %25)", "busy 0 %25 (max 0 %25)"] {
         fs::write(pod.run(file::BUSY), "").unwrap();
-        std::thread::sleep(SHORT);
+        until("looked at", || looked.exists());
         fs::remove_file(pod.run(file::BUSY)).unwrap();
         let told = hook(&pod.dir, &pod.dir.join("run"));
         assert!(told.printed.contains(busy), "{}", told.printed);
         // Nobody is told twice.
         assert_eq!(hook(&pod.dir, &pod.dir.join("run")).printed, "");
+        fs::remove_file(&looked).unwrap();
     }
 }
 
@@ -437,11 +475,13 @@ fn a_persistent_runners_jobs_are_told_apart() {
 fn of_a_shared_gpu_nothing_is_told_that_others_do() {
     let pod = pod(1).with(gate::SHARED, "true");
     let device = json!({"activity": {"utilization": [90], "watts": 700}});
-    bring(&pod.dir.join("run"), &simulated(&[device], &json!([])));
+    let looked = pod.dir.join("looked");
+    let simulated = leaving(&looked, LOOK, &simulated(&[device], &json!([])));
+    bring(&pod.dir.join("run"), &simulated);
     let _gpu = pod.gpu("exec sleep 60");
     until("watched", || pod.has(file::SAMPLER_SOCKET));
     fs::write(pod.run(file::BUSY), "").unwrap();
-    std::thread::sleep(SHORT);
+    until("looked at", || looked.exists());
     let told = hook(&pod.dir, &pod.dir.join("run"));
     let [one] = &told.marks()[..] else {
         panic!("{}", told.log)
@@ -459,10 +499,11 @@ fn a_job_in_its_own_container_is_told_after_that_is_gone() {
     let pod = job::Pod::of_a_job(&job::giving());
     found(&pod.dir.join("run"), 1);
     let device = json!({"activity": {"utilization": [0, 70]}});
-    bring(&pod.dir.join("run"), &simulated(&[device], &json!([])));
+    let looked = pod.dir.join("looked");
+    let simulated = leaving(&looked, LOOK, &simulated(&[device], &json!([])));
+    bring(&pod.dir.join("run"), &simulated);
     let gpu = pod.gpu();
-    until("watched", || pod.run(file::SAMPLER_SOCKET).exists());
-    std::thread::sleep(SHORT);
+    until("looked at", || looked.exists());
     // When the agent cleans it, and the container ends
     let clean = json!({"command": "cleanup_job", "responseFile": null, "args": {}, "state": null});
     let mut hook_of_the_agent = Command::new(pod.agent(file::RUNNER_INIT))

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::{driver, failure, faulty, folder, read, smoke, without_driver};
+use common::{driver, failure, faulty, folder, read, side_by_side, smoke, waited, without_driver};
 use gate_report::{Class, Report, Step};
 use serde_json::json;
 
@@ -110,20 +110,21 @@ fn what_a_moment_fixes_is_waited_for() {
 
 #[test]
 fn what_lasts_longer_than_the_gate_waits_is_told_with_its_code() {
-    for (call, code, class) in [
+    let cases = [
         ("cuDevicePrimaryCtxRetain", 46, Class::Transient),
         ("cuInit", 802, Class::Transient),
         ("cuMemAlloc_v2", 2, Class::Node),
-    ] {
+    ];
+    side_by_side(cases, |(call, code, class)| {
         let devices = faulty(json!({"call": call, "code": code}));
         let started = Instant::now();
-        let (_, report) = run(smoke(&devices), &["--wait", "2"]);
+        let (_, report) = run(smoke(&devices), &["--wait", "6"]);
         let took = started.elapsed();
         let failure = failure(&report);
         assert_eq!((failure.class, failure.code), (class, Some(code)));
-        assert!((2..=5).contains(&report.attempts), "{}", report.attempts);
+        assert!((2..=7).contains(&report.attempts), "{}", report.attempts);
         // All but a rest that is too short to change anything is used up.
-        assert!(took > Duration::from_millis(1750), "{took:?}");
+        assert!(took > Duration::from_millis(5750), "{took:?}");
         let is_told = |seconds| {
             let words = format!("for all of the {seconds} s");
             failure.message.contains(&words)
@@ -133,7 +134,7 @@ fn what_lasts_longer_than_the_gate_waits_is_told_with_its_code() {
             "{took:?}: {}",
             failure.message
         );
-    }
+    });
 }
 
 #[test]
@@ -292,7 +293,7 @@ fn a_device_file_that_is_not_opened_in_time_is_a_lost_devices() {
     };
     assert_eq!(leased, 0, "{}", std::io::Error::last_os_error());
     // When the driver opens it, while it starts
-    let arguments = ["--timeout", "1", "--dev-dir", dev.to_str().unwrap()];
+    let arguments = ["--timeout", "5", "--dev-dir", dev.to_str().unwrap()];
     let (exit, report) = run(smoke(&json!({"deviceFiles": dev})), &arguments);
     // Then it is no hang of the driver's
     let failure = failure(&report);
@@ -354,22 +355,20 @@ fn several_devices_have_several_times_as_long_and_a_hang_tells_its_true_wait() {
         "devices": [{"profile": "a100", "count": 3}],
         "faults": [{"call": "cuInit", "hang": true}],
     });
-    let arguments = ["--timeout", "1", "--expected-devices", "3"];
+    let arguments = ["--timeout", "2", "--expected-devices", "3"];
+    let started = Instant::now();
     let (exit, report) = run(smoke(&devices), &arguments);
     let failure = failure(&report);
     assert_eq!((exit, failure.code_name.as_str()), (13, "Hang"));
-    assert!(
-        failure.message.contains("within 3 s"),
-        "{}",
-        failure.message
-    );
+    let most = started.elapsed().as_secs() + 1;
+    assert!((6..=most).contains(&waited(failure)), "{failure:?}");
 }
 
 #[test]
 fn a_cold_start_of_eight_devices_may_take_longer_than_that_of_one() {
-    let arguments = ["--timeout", "1", "--shared"];
+    let arguments = ["--timeout", "3", "--shared"];
     // Given devices that together take longer to start than one of them may
-    let devices = json!({"devices": [{"profile": "a100", "count": 8, "startupMs": 200}]});
+    let devices = json!({"devices": [{"profile": "a100", "count": 8, "startupMs": 600}]});
     // When
     let (exit, report) = run(
         smoke(&devices),
@@ -377,9 +376,9 @@ fn a_cold_start_of_eight_devices_may_take_longer_than_that_of_one() {
     );
     // Then they have the time of eight
     assert_eq!((exit, report.attempts), (0, 1), "{:?}", report.failure);
-    assert!(report.timings.init_ms > 1_600.0, "{:?}", report.timings);
+    assert!(report.timings.init_ms > 4_800.0, "{:?}", report.timings);
     // And one device that takes as long has no such time
-    let device = json!({"devices": [{"profile": "a100", "startupMs": 1_700}]});
+    let device = json!({"devices": [{"profile": "a100", "startupMs": 4_800}]});
     let (exit, report) = run(smoke(&device), &arguments);
     let failure = failure(&report);
     assert_eq!((exit, failure.step), (13, Step::Init), "{failure:?}");
@@ -388,16 +387,16 @@ fn a_cold_start_of_eight_devices_may_take_longer_than_that_of_one() {
 #[test]
 fn a_hang_under_mps_may_be_anothers() {
     let hang = faulty(json!({"call": "cuStreamSynchronize", "hang": true}));
-    for (mps, exit) in [(true, 11), (false, 12)] {
+    side_by_side([(true, 11), (false, 12)], |(mps, exit)| {
         let mut command = smoke(&hang);
         if mps {
             command.env("CUDA_MPS_PIPE_DIRECTORY", "/mps");
         }
-        let (found, report) = run(command, &["--timeout", "1"]);
+        let (found, report) = run(command, &["--timeout", "5"]);
         let failure = failure(&report);
         assert_eq!((found, failure.code_name.as_str()), (exit, "Hang"));
         assert_eq!(failure.shared, mps);
-    }
+    });
 }
 
 /// A root folder with the driver at these places.

@@ -290,6 +290,8 @@ mod tests {
         const GATE: &str = "cuda-smoke";
         const ALL: [&str; 5] = [GATE, file::TICKET, file::PASSED, file::STARTED, file::EXIT];
         let dir = std::env::temp_dir().join(format!("runner-init-find-{}", std::process::id()));
+        // Of an earlier process with this number.
+        let _ = fs::remove_dir_all(&dir);
         for (files, for_the_agent, for_a_job) in [
             (&[GATE, file::TICKET][..], Found::Gate, Found::Gate),
             // The container was restarted before its image was changed.

@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use gate_report::{Failure, Report};
@@ -156,6 +157,22 @@ pub fn failure(report: &Report) -> &Failure {
     failure.unwrap_or_else(|| panic!("passed: {report:?}"))
 }
 
+/// The seconds that a gate says it waited for an answer.
+pub fn waited(failure: &Failure) -> u64 {
+    let (_, wait) = failure.message.split_once("within ").unwrap();
+    wait.split(' ').next().unwrap().parse().unwrap()
+}
+
+/// Tries all of these at the same time: most of that is waiting.
+pub fn side_by_side<T: Send>(cases: impl IntoIterator<Item = T>, test: impl Fn(T) + Sync) {
+    let test = &test;
+    thread::scope(|scope| {
+        for case in cases {
+            scope.spawn(move || test(case));
+        }
+    });
+}
+
 /// One healthy device with this fault.
 pub fn faulty(fault: Value) -> Value {
     json!({"devices": [{"profile": "a100"}], "faults": [fault]})
@@ -166,7 +183,7 @@ pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let start = Instant::now();
     while !holds() {
         assert!(start.elapsed() < Duration::from_mins(2), "not {what}");
-        std::thread::sleep(Duration::from_millis(5));
+        thread::sleep(Duration::from_millis(5));
     }
 }
 
