@@ -9,9 +9,9 @@
 )]
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
@@ -36,11 +36,19 @@ impl Folder {
         Self(folder)
     }
 
-    /// A program that does this instead of its work.
+    /// A program that does this instead of its work. Another process writes it: where this one does, a child that another
+    /// thread has just forked may still have it open, and Linux runs no file that is open for writing.
     fn program(&self, name: &str, script: &str) {
-        let program = self.0.join("bin").join(name);
-        fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        let mut writer = Command::new("sh")
+            .args(["-c", r#"cat >"$0" && chmod 755 "$0""#])
+            .arg(self.0.join("bin").join(name))
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut input = writer.stdin.take().unwrap();
+        write!(input, "#!/bin/sh\n{script}\n").unwrap();
+        drop(input);
+        assert!(writer.wait().unwrap().success());
     }
 
     /// With a repository: a commit on the default branch, and one beside it.

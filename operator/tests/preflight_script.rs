@@ -8,9 +8,9 @@
 )]
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
+use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use gate_report::contract::script;
@@ -29,9 +29,16 @@ struct Image {
 impl Image {
     fn new() -> Self {
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::SeqCst);
-        let root = Path::new(env!("CARGO_TARGET_TMPDIR"))
-            .join(format!("preflight-{}-{number}", std::process::id()));
+        // What an earlier process of this number left is still there.
+        let root = loop {
+            let number = NUMBER.fetch_add(1, Ordering::SeqCst);
+            let root = Path::new(env!("CARGO_TARGET_TMPDIR"))
+                .join(format!("preflight-{}-{number}", std::process::id()));
+            match fs::create_dir(&root) {
+                Ok(()) => break root,
+                Err(error) => assert_eq!(error.kind(), ErrorKind::AlreadyExists, "{error}"),
+            }
+        };
         for folder in ["bin", "run", "home"] {
             fs::create_dir_all(root.join(folder)).unwrap();
         }
@@ -57,11 +64,22 @@ impl Image {
         self
     }
 
+    /// Another process writes it: where this one does, a child that another thread has just forked may still have it open,
+    /// and Linux runs no file that is open for writing.
     fn program(self, path: &str, script: &str) -> Self {
-        let image = self.file(path, &format!("#!/bin/sh\n{script}\n"));
-        let mode = fs::Permissions::from_mode(0o755);
-        fs::set_permissions(image.root.join(path), mode).unwrap();
-        image
+        let path = self.root.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let mut writer = Command::new("sh")
+            .args(["-c", r#"cat >"$0" && chmod 755 "$0""#])
+            .arg(path)
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut input = writer.stdin.take().unwrap();
+        write!(input, "#!/bin/sh\n{script}\n").unwrap();
+        drop(input);
+        assert!(writer.wait().unwrap().success());
+        self
     }
 
     /// What the script finds, the same under every shell. Commands of this machine are out of its sight.

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test, with its helpers")]
 
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -45,10 +45,9 @@ fn who_waits_for_the_cluster_lives_and_is_not_ready() {
     let folder = tempfile();
     let config = folder.join("kubeconfig");
     std::fs::write(&config, NOWHERE).unwrap();
-    let address = TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap();
+    // And a port that is free, at an address that no other process's test has
+    let own = Ipv4Addr::from(0x7f40_0000 | std::process::id() & 0x3f_ffff);
+    let address = TcpListener::bind((own, 0)).unwrap().local_addr().unwrap();
 
     for election in [&[][..], &["--leader-elect"]] {
         // When the operator starts

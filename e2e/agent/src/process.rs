@@ -73,7 +73,7 @@ impl Process<'_> {
         let printed = lines(reader);
         let (status, stopped) = self.wait(&mut child, stop, &printed, &mut line)?;
         // What a left-over holds open is not waited for.
-        let patience = Instant::now() + Duration::from_secs(2);
+        let patience = Instant::now() + Duration::from_secs(10);
         while let Ok(text) =
             printed.recv_timeout(patience.saturating_duration_since(Instant::now()))
         {

@@ -162,6 +162,13 @@ async fn until<T>(what: &str, mut condition: impl AsyncFnMut() -> Option<T>) -> 
     }
 }
 
+/// Another process copies it: where this one does, a child that another thread has just forked may still have it open, and
+/// Linux runs no file that is open for writing.
+fn copy_program(from: &Path, to: &Path) {
+    let mut copy = std::process::Command::new("cp");
+    assert!(copy.args([from, to]).status().unwrap().success());
+}
+
 /// `/home/runner` of an image.
 struct Home(PathBuf);
 
@@ -169,13 +176,12 @@ impl Home {
     fn new(name: &str, github: &GitHub) -> Self {
         let dir =
             Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}-{name}", std::process::id()));
+        // Of an earlier process with this number.
+        let _ = fs::remove_dir_all(&dir);
         fs::create_dir_all(&dir).unwrap();
         for script in ["config.sh", "run.sh"] {
-            fs::copy(
-                Path::new(env!("CARGO_MANIFEST_DIR")).join(script),
-                dir.join(script),
-            )
-            .unwrap();
+            let original = Path::new(env!("CARGO_MANIFEST_DIR")).join(script);
+            copy_program(&original, &dir.join(script));
         }
         fs::write(dir.join("ca.crt"), &github.ca).unwrap();
         for hook in ["started", "completed"] {
@@ -192,7 +198,8 @@ impl Home {
         }
         let node = dir.join("externals/node20/bin");
         fs::create_dir_all(&node).unwrap();
-        fs::copy(env!("CARGO_BIN_EXE_simulated-node"), node.join("node")).unwrap();
+        let simulated = Path::new(env!("CARGO_BIN_EXE_simulated-node"));
+        copy_program(simulated, &node.join("node"));
         fs::create_dir_all(dir.join("bin")).unwrap();
         let agent = env!("CARGO_BIN_EXE_simulated-agent");
         symlink(agent, dir.join("bin/Runner.Worker")).unwrap();
@@ -569,6 +576,9 @@ async fn a_workflow_file_whose_jobs_have_containers() {
 #[tokio::test]
 async fn a_job_that_takes_longer_than_it_may_is_cancelled() {
     let github = GitHub::start().await;
+    // An agent that is not heard of for the minutes which pass at once is not lost.
+    let patient = json!({"lostSeconds": 1000});
+    github.control.change_settings(&patient).await.unwrap();
     let jobs = github
         .start_file(
             "

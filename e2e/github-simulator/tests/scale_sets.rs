@@ -545,7 +545,10 @@ async fn a_poll_keeps_its_session_until_the_listener_hangs_up() {
     {
         let poll = service.poll(&listener, 0, 1);
         let meanwhile = async {
-            tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+            // The poll is there once its capacity is.
+            while github.control.scale_sets().await.unwrap()[0].capacity != 1 {
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
             github.control.advance(600).await.unwrap();
             session().await
         };
@@ -554,7 +557,13 @@ async fn a_poll_keeps_its_session_until_the_listener_hangs_up() {
             open = meanwhile => assert_eq!(open, Some(listener.id.clone())),
         }
     }
-    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
-    github.control.advance(121).await.unwrap();
-    assert_eq!(session().await, None);
+    // That the listener has hung up is seen a moment later, and the session's time begins then.
+    for _ in 0..100 {
+        github.control.advance(121).await.unwrap();
+        if session().await.is_none() {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    unreachable!("the session is still there");
 }

@@ -202,6 +202,8 @@ mod tests {
     #[test]
     fn devices_survive_their_files_and_a_reset_heals_them() {
         let folder = std::env::temp_dir().join(format!("e2e-devices-{}", std::process::id()));
+        // Of an earlier process with this number.
+        let _ = fs::remove_dir_all(&folder);
         reset(&folder, 3).unwrap();
         let mut broken = Device::healthy(1, 7);
         broken.healthy = false;
@@ -218,6 +220,8 @@ mod tests {
     #[test]
     fn a_device_is_taken_from_the_containers_that_have_it_and_no_others() {
         let folder = std::env::temp_dir().join(format!("e2e-taken-{}", std::process::id()));
+        // Of an earlier process with this number.
+        let _ = fs::remove_dir_all(&folder);
         let devices = folder.join("devices");
         let file = |uuid| new_control_file(&devices, uuid).unwrap();
         let (mine, other) = (file("GPU-1"), file("GPU-11"));
@@ -232,6 +236,8 @@ mod tests {
     #[test]
     fn each_container_has_settings_of_its_own_which_stay_when_the_device_is_taken() {
         let folder = std::env::temp_dir().join(format!("e2e-settings-{}", std::process::id()));
+        // Of an earlier process with this number.
+        let _ = fs::remove_dir_all(&folder);
         let devices = folder.join("devices");
         let (one, two) = (Device::healthy(0, 0), Device::healthy(1, 0));
         let first = new_settings_file(&devices, &[&one]).unwrap();

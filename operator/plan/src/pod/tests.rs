@@ -598,6 +598,8 @@ fn probe(folder: &std::path::Path) -> (bool, String) {
 #[test]
 fn a_runner_is_busy_from_the_start_of_its_agents_process_for_the_job_to_that_ones_end() {
     let folder = std::env::temp_dir().join(format!("working-probe-{}", std::process::id()));
+    // Of an earlier process with this number.
+    let _ = std::fs::remove_dir_all(&folder);
     for name in ["run", "diag", "proc/1", "proc/17", "proc/gone"] {
         std::fs::create_dir_all(folder.join(name)).unwrap();
     }
@@ -619,6 +621,8 @@ fn a_runner_is_busy_from_the_start_of_its_agents_process_for_the_job_to_that_one
 #[test]
 fn a_session_that_another_agent_holds_leaves_one_mark_for_as_long_as_it_is_held() {
     let folder = std::env::temp_dir().join(format!("readiness-probe-{}", std::process::id()));
+    // Of an earlier process with this number.
+    let _ = std::fs::remove_dir_all(&folder);
     for name in ["run", "diag"] {
         std::fs::create_dir_all(folder.join(name)).unwrap();
     }

@@ -338,7 +338,7 @@ async fn whoever_is_slow_holds_up_nobody() {
     let begun = tokio::time::Instant::now();
     let fresh = delivery("guid-1", "acme/widgets");
     while send(address, &fresh).await != 202 {
-        assert!(begun.elapsed() < LONGEST, "nobody was let in");
+        assert!(begun.elapsed() < LONGEST * 3, "nobody was let in");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     assert!(played.outcomes().contains(&Outcome::Accepted));
@@ -364,7 +364,7 @@ async fn whoever_is_slow_holds_up_nobody() {
             status => assert!([503, 0].contains(&status), "{status}"),
         }
         assert!(
-            begun.elapsed() < LONGEST * 2,
+            begun.elapsed() < LONGEST * 3,
             "the room is never given back"
         );
         tokio::time::sleep(Duration::from_millis(200)).await;

@@ -330,8 +330,9 @@ fn a_hook_that_hears_nothing_is_killed_after_ten_seconds() {
         while !flag.exists() {
             thread::sleep(Duration::from_millis(10));
         }
+        let began = Instant::now();
         cancel.set("The run was canceled.");
-        Instant::now()
+        began
     });
     let seen = home.run("    container: x\n    steps: [{run: a}]\n");
     let took = watcher.join().unwrap().elapsed();
@@ -341,7 +342,7 @@ fn a_hook_that_hears_nothing_is_killed_after_ten_seconds() {
         seen.log
     );
     assert!(
-        (Duration::from_secs(10)..Duration::from_secs(15)).contains(&took),
+        (Duration::from_secs(10)..Duration::from_mins(1)).contains(&took),
         "{took:?}"
     );
     assert_eq!(seen.conclusion, Conclusion::Cancelled);

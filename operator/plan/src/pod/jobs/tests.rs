@@ -199,6 +199,8 @@ fn a_claim_is_the_jobs_alone() {
 #[test]
 fn the_agents_container_is_started_once_the_agent_has_been_online() {
     let folder = std::env::temp_dir().join(format!("startup-probe-{}", std::process::id()));
+    // Of an earlier process with this number.
+    let _ = std::fs::remove_dir_all(&folder);
     let pod = built(json!({}), json!({}), |_| {});
     let command = |probe: Option<Probe>| probe.unwrap().exec.unwrap().command.unwrap();
     let (startup, ready) = (main(&pod).startup_probe, main(&pod).readiness_probe);
