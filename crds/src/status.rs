@@ -100,7 +100,7 @@ pub struct CudaRunnerStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub registered_at: Option<String>,
     /// What the pool has left at addresses that its spec does not name any more, until it is gone. Of more than 10 without
-    /// pods the oldest are given up.
+    /// pods the oldest are given up, and so is one that GitHub does not show any more.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub left_at: Vec<LeftStatus>,
     /// The last value of the annotation `cudarunner.dev/look-again` that was followed.

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use cudarunner_crds::{LeftStatus, ScaleSetStatus};
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Action, Entry, Notice, Observed, Plan};
+use super::{Access, Action, Entry, Notice, Observed, Plan};
 use crate::model::left::Left;
 use crate::model::pool::{Pool, Spec};
 use crate::model::runner::Runner;
@@ -22,6 +22,11 @@ pub const SOON: SignedDuration = SignedDuration::from_secs(2);
 /// Addresses without pods that are remembered at most. Beyond them the oldest is given up, and an Event says so. One that a
 /// pod registers at is never given up: its runner could only be asked for at a wrong address.
 const MOST: usize = 10;
+/// So often in a row GitHub says that an address does not exist before that is believed.
+const TIMES: u32 = 3;
+/// And for so long, where nothing waits for it: an organization that is being renamed, or credentials that are being changed,
+/// are back by then.
+const GONE_AFTER: SignedDuration = SignedDuration::from_hours(1);
 
 /// Moves what was made at another address than the spec's into the list of what is left.
 pub(super) fn note(pool: &Pool, observed: &Observed, plan: &mut Plan) {
@@ -93,8 +98,8 @@ fn may_come(observed: &Observed) -> bool {
     names.any(|name| observed.runners.iter().all(|r| r.name != *name))
 }
 
-/// Removes what is left, address by address; one that holds nothing more is forgotten.
-pub(super) fn plan(observed: &Observed, now: Timestamp, plan: &mut Plan) {
+/// Removes what is left, address by address; one that holds nothing more is forgotten, and one that is gone itself is given up.
+pub(super) fn plan(pool: &Pool, observed: &Observed, now: Timestamp, plan: &mut Plan) {
     let mut left_at = std::mem::take(&mut plan.status.left_at);
     let now_has = plan.status.scale_set.clone();
     let may_come = may_come(observed);
@@ -106,6 +111,11 @@ pub(super) fn plan(observed: &Observed, now: Timestamp, plan: &mut Plan) {
         let is_here = |url: &String| *url == left.url;
         let mut here = runners.filter(|r| r.url.as_ref().is_none_or(is_here));
         let has_pods = may_come || here.any(|r| r.gone_by.is_none_or(|by| now < by));
+        if !has_pods && seen.is_some_and(|seen| is_gone(pool, observed, seen, now)) {
+            let why = "The address is gone, or out of the credentials' reach";
+            plan.notices.push(abandoned(pool, left, why));
+            return false;
+        }
         let ask_again = seen.and_then(|seen| seen.ask_again);
         let soon = now.after(SOON);
         let waits = has_pods || left.message.is_some();
@@ -125,6 +135,14 @@ pub(super) fn plan(observed: &Observed, now: Timestamp, plan: &mut Plan) {
         has_pods || has_set || entries != Some(0)
     });
     plan.status.left_at = left_at;
+}
+
+/// Whether an address has been missing for so long that nothing can be removed there any more.
+fn is_gone(pool: &Pool, observed: &Observed, seen: &Left, now: Timestamp) -> bool {
+    let missing = seen.missing.filter(|missing| missing.times >= TIMES);
+    // A deletion has little time, and waits for nothing else.
+    let is_over = |since: Timestamp| pool.deleting.is_some() || now >= since.after(GONE_AFTER);
+    observed.access == Access::Granted && missing.is_some_and(|missing| is_over(missing.since))
 }
 
 /// Why it is not known what is left there.

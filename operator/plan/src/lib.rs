@@ -138,7 +138,7 @@ fn decided(pool: &Pool, observed: &Observed, now: Timestamp) -> Plan {
         plan.wake_at(moment.max(now.after(SOON)), now);
     }
     left::note(pool, observed, &mut plan);
-    left::plan(observed, now, &mut plan);
+    left::plan(pool, observed, now, &mut plan);
     if let Some(since) = pool.deleting {
         if !observed.runners.is_empty() {
             conditions::leaving(pool, now, &mut plan);

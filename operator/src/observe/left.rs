@@ -11,12 +11,12 @@ use super::github::client_at;
 use crate::context::Context;
 use crate::github::{Client, Error};
 use cuda_runner_plan::left::{AGAIN, SOON};
-use cuda_runner_plan::model::left::Left;
+use cuda_runner_plan::model::left::{Left, Missing};
 use cuda_runner_plan::model::pool::Pool;
 use cuda_runner_plan::model::runner::Runner;
 use cuda_runner_plan::model::time::Shift as _;
 use cuda_runner_plan::scale_set::number;
-use cuda_runner_plan::{Entry, Listing};
+use cuda_runner_plan::{Access, Entry, Listing};
 
 /// The pause after an attempt that failed: mostly a person has to change something first.
 const PAUSE: SignedDuration = SignedDuration::from_secs(60);
@@ -30,9 +30,10 @@ pub(super) async fn look(
 ) -> BTreeMap<String, Left> {
     let status = &pool.status;
     let is_left = |url: &String| status.left_at.iter().any(|left| left.url == *url);
-    let (mut seen, changed) = ctx
-        .memory
-        .with(pool, |memory| (memory.left.clone(), memory.settled_at()));
+    let (mut seen, changed, is_let_in) = ctx.memory.with(pool, |memory| {
+        let is_let_in = memory.github.access == Access::Granted;
+        (memory.left.clone(), memory.settled_at(), is_let_in)
+    });
     seen.retain(|url, _| is_left(url));
     for left in &pool.status.left_at {
         let before = seen.entry(left.url.clone()).or_default();
@@ -47,7 +48,14 @@ pub(super) async fn look(
             let pods = runners.iter().map(|runner| runner.name.clone());
             let mut names: BTreeSet<String> = listed.chain(pods).collect();
             names.insert(pool.key.name.clone());
-            *before = read(ctx, pool, left, &names, now).await;
+            let missing = before.missing;
+            let (found, is_missing) = read(ctx, pool, left, &names, now).await;
+            // A GitHub that lets nobody in proves nothing of one address.
+            let is_missing = is_missing && is_let_in;
+            *before = Left {
+                missing: is_missing.then(|| Missing::once_more(missing, now)),
+                ..found
+            };
         }
     }
     ctx.memory
@@ -55,13 +63,15 @@ pub(super) async fn look(
     seen
 }
 
+/// What is there; and whether GitHub says that there is no such address.
 async fn read(
     ctx: &Context,
     pool: &Pool,
     left: &LeftStatus,
     names: &BTreeSet<String>,
     now: Timestamp,
-) -> Left {
+) -> (Left, bool) {
+    let mut is_missing = false;
     let read = match client_at(ctx, pool, &left.url).await {
         Ok(mut client) => {
             let mut answer = ask(&client, pool, left, names).await;
@@ -76,33 +86,52 @@ async fn read(
                 let url = left.url.clone();
                 ctx.clients.last.worked(pool, url, client);
             }
-            answer.map_err(|error| {
+            answer.map_err(|Refusal { error, of_list }| {
+                is_missing = of_list && matches!(error, Error::NotFound { .. });
                 let pause = error.pause_of_at_least(PAUSE, now);
                 (error.to_string(), pause)
             })
         }
         Err(none) => Err((none, PAUSE)),
     };
-    match read {
+    let left = match read {
         Ok((listing, set)) => Left {
             listing: Some(listing),
             set,
-            trouble: None,
             ask_again: Some(now.after(AGAIN)),
+            ..Left::default()
         },
         Err((trouble, pause)) => Left {
             trouble: Some(trouble),
             ask_again: Some(now.after(pause)),
             ..Left::default()
         },
+    };
+    (left, is_missing)
+}
+
+/// Why an address was not read.
+struct Refusal {
+    error: Error,
+    /// Whether its runners were not listed: without its scale set, or its runner group, an address is still there.
+    of_list: bool,
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        Self {
+            error,
+            of_list: false,
+        }
     }
 }
 
 /// Whether the credentials are of no use there.
-fn is_refused<T>(answer: &Result<T, Error>) -> bool {
+fn is_refused<T>(answer: &Result<T, Refusal>) -> bool {
+    let error = answer.as_ref().err().map(|refusal| &refusal.error);
     matches!(
-        answer,
-        Err(Error::Unauthorized { .. } | Error::Forbidden { .. } | Error::NotFound { .. })
+        error,
+        Some(Error::Unauthorized { .. } | Error::Forbidden { .. } | Error::NotFound { .. })
     )
 }
 
@@ -112,8 +141,12 @@ async fn ask(
     pool: &Pool,
     left: &LeftStatus,
     names: &BTreeSet<String>,
-) -> Result<(Listing, Option<u64>), Error> {
-    let listing = client.list_runners_of(names, Duration::ZERO).await?;
+) -> Result<(Listing, Option<u64>), Refusal> {
+    let listing = client.list_runners_of(names, Duration::ZERO).await;
+    let listing = listing.map_err(|error| Refusal {
+        error,
+        of_list: true,
+    })?;
     let label = pool.ownership_label();
     let own = listing.runners.iter().filter(|r| r.labels.contains(&label));
     let mut entries: Vec<Entry> = own.map(|runner| Entry::from(&**runner)).collect();

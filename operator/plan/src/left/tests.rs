@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::super::fixture::{NOW, ago, gate_failure, listing, observed, pool, runner};
 use super::super::plan;
 use super::*;
-use crate::model::left::Left;
+use crate::model::left::{Left, Missing};
 use crate::model::runner::{End, Failure};
 use crate::model::url::GitHubUrl;
 
@@ -361,5 +361,57 @@ fn a_pod_that_has_ended_elsewhere_goes_without_a_word_from_github() {
             |action: &Action| matches!(action, Action::DeletePod(pod) if pod.name == "pool-aaaaa");
         assert!(planned.actions.iter().any(goes), "{:?}", planned.actions);
         assert!(planned.status.left_at.iter().any(|left| left.url == BEFORE));
+    }
+}
+
+#[test]
+fn an_address_that_is_gone_is_given_up_and_delays_no_deletion() {
+    let hour = GONE_AFTER.as_secs();
+    for (times, since, is_deleted, is_let_in, has_pod, is_given_up) in [
+        (TIMES, hour, false, true, false, true),
+        (TIMES, hour - 1, false, true, false, false),
+        (TIMES - 1, 2 * hour, false, true, false, false),
+        // A deletion waits for nothing else
+        (TIMES, 120, true, true, false, true),
+        (TIMES - 1, 120, true, true, false, false),
+        // GitHub lets the pool in nowhere: that says nothing of this address
+        (TIMES, hour, false, false, false, false),
+        (TIMES, 120, true, false, false, false),
+        // A job runs there
+        (TIMES, hour, false, true, true, false),
+        (TIMES, 120, true, true, true, false),
+    ] {
+        // Given an address that was not found so often, since then
+        let mut pool = noted();
+        pool.deleting = is_deleted.then(|| ago(1));
+        let job = there(&pool, "pool-aaaaa", RunnerPhase::Busy);
+        let mut seen = observed(Vec::from_iter(has_pod.then_some(job)));
+        let missing = Missing {
+            since: ago(since),
+            times,
+        };
+        let left = Left {
+            trouble: Some("acme/gadgets was not found".to_owned()),
+            ask_again: Some(NOW.after(AGAIN)),
+            missing: Some(missing),
+            ..Left::default()
+        };
+        seen.left.insert(BEFORE.to_owned(), left);
+        if !is_let_in {
+            seen.access = Access::Unchecked;
+        }
+
+        // Then it is given up where that is sure, with a word, and a deletion goes on
+        let what = format!("{times} {since} {is_deleted} {is_let_in} {has_pod}");
+        let planned = plan(&pool, &seen, NOW);
+        assert_eq!(planned.status.left_at.is_empty(), is_given_up, "{what}");
+        let is_word = |notice: &&Notice| notice.note.contains("The address is gone");
+        let words: Vec<&Notice> = planned.notices.iter().filter(is_word).collect();
+        assert_eq!(words.len(), usize::from(is_given_up), "{what}");
+        assert!(words.iter().all(|word| word.note.contains(BEFORE)
+            && word.note.contains(&pool.scale_set_name())
+            && word.reason == "TeardownIncomplete"));
+        let goes = planned.actions.contains(&Action::RemoveFinalizer);
+        assert_eq!(goes, is_deleted && is_given_up, "{what}");
     }
 }

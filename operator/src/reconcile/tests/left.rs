@@ -66,3 +66,54 @@ async fn an_address_is_asked_with_what_last_worked_there_where_the_credentials_d
     let plan = planned(&pool).await;
     assert_eq!(plan.status.left_at, []);
 }
+
+#[tokio::test]
+async fn an_address_counts_as_gone_where_github_says_so_thrice_in_a_row_and_lets_the_pool_in() {
+    // Given a pool in deletion, and what GitHub answers of its own address and of the one before, minute by minute
+    for (answers, is_forgotten) in [
+        (&[(200, 404), (200, 404), (200, 404)][..], true),
+        (&[(200, 404), (200, 502), (200, 404), (200, 404)], false),
+        (&[(404, 404), (200, 404), (200, 404)], false),
+        // What is not allowed is there
+        (&[(200, 403), (200, 403), (200, 403)], false),
+    ] {
+        let minute = Arc::new(Mutex::new(answers[0]));
+        let shown = Arc::clone(&minute);
+        let github = Stub::start(move |seen, _| {
+            let (here, before) = *shown.lock().unwrap();
+            let status = if seen.path.contains("/acme/before/") {
+                before
+            } else {
+                here
+            };
+            if status == 200 {
+                reply(200, &json!({"total_count": 0, "runners": []}))
+            } else {
+                error(status, "No")
+            }
+        })
+        .await;
+        let cluster = Cluster::default();
+        furnish(&cluster, &github);
+        let mut ctx = context(&cluster).await;
+        Arc::get_mut(&mut ctx).unwrap().clients = Clients::new(here());
+        let mut pool = Pool::read(&stored(&cluster, &github, |_| {}), false);
+        let mut now = Timestamp::now();
+        pool.deleting = Some(now);
+        pool.status.left_at = vec![LeftStatus {
+            url: format!("https://{}/acme/before", github.address()),
+            ..LeftStatus::default()
+        }];
+
+        // When it is reconciled so often, then the address is given up where it is gone
+        let mut left_at = vec![];
+        for answer in answers {
+            *minute.lock().unwrap() = *answer;
+            ctx.memory.with(&pool, |memory| memory.refresh = true);
+            let (observed, _) = observe(&ctx, &pool, now).await;
+            left_at = cuda_runner_plan::plan(&pool, &observed, now).status.left_at;
+            now += SignedDuration::from_secs(61);
+        }
+        assert_eq!(left_at.is_empty(), is_forgotten, "{answers:?} {left_at:?}");
+    }
+}
