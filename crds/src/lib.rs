@@ -38,6 +38,7 @@ pub mod template;
 mod values;
 mod verification;
 mod webhook;
+mod word;
 
 pub use allow::*;
 pub use arch::{ARCH_LABEL, Arch};
@@ -55,6 +56,7 @@ pub use telemetry::*;
 pub use values::values_schema;
 pub use verification::*;
 pub use webhook::*;
+pub use word::Word;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceDefinition, JSON,

@@ -5,7 +5,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::schema;
+use crate::{Word, schema};
 
 /// Jobs that [`CudaRunnerStatus::reruns`](crate::CudaRunnerStatus::reruns) keeps at most.
 pub const MAX_RERUNS: usize = 20;
@@ -59,8 +59,8 @@ pub struct RerunStatus {
     /// UUID of the device at fault, where one is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device: Option<String>,
-    /// What ended the job.
-    pub cause: RerunCause,
+    /// What ended the job: `GpuFault` or `NodeLoss`.
+    pub cause: Word<RerunCause>,
     /// The driver's code, where one is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<i32>,
@@ -72,8 +72,8 @@ pub struct RerunStatus {
     /// When that was seen.
     #[schemars(schema_with = "schema::time")]
     pub at: Time,
-    /// How far it has come.
-    pub state: RerunState,
+    /// How far it has come: `Waiting`, `Requested`, `Started` or `Skipped`.
+    pub state: Word<RerunState>,
     /// One word for why the job is not run again, as in the Event.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -84,6 +84,16 @@ pub struct RerunStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::optional_time")]
     pub ended: Option<Time>,
+}
+
+impl RerunStatus {
+    /// Whether more is to come of it. An entry with another version's word is left to that version: what is not understood
+    /// runs no job again.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        let state = self.state.known().filter(|_| self.cause.known().is_some());
+        state.is_some_and(|state| !state.has_ended())
+    }
 }
 
 /// What ended a job.

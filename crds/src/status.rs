@@ -4,7 +4,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{FailureClass, schema};
+use crate::{FailureClass, Word, schema};
 
 /// Runners that [`CudaRunnerStatus::runners`] lists at most.
 pub const MAX_LISTED_RUNNERS: usize = 100;
@@ -190,8 +190,9 @@ pub struct RunnerStatus {
     /// UUIDs of its devices, as the gate saw them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub devices: Vec<String>,
-    /// How far it has come.
-    pub phase: RunnerPhase,
+    /// How far it has come: `Unscheduled`, `Preparing`, `Gated`, `Starting`, `Idle`, `Busy`, `Finished`, `Failed` or
+    /// `Terminating`.
+    pub phase: Word<RunnerPhase>,
     /// What it waits for, in Kubernetes' words: a scheduler's, or a container's with its image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting: Option<String>,
@@ -266,9 +267,9 @@ pub struct QuarantineStatus {
     /// UUID of the device, where one is to blame.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device: Option<String>,
-    /// What is set aside. Without it the node is.
+    /// What is set aside: `Node`, or `Device` for the device alone. Without it the node is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub scope: Option<QuarantineScope>,
+    pub scope: Option<Word<QuarantineScope>>,
     /// Class of the failure.
     pub class: FailureClass,
     /// The driver's code, where one is.
@@ -296,6 +297,15 @@ pub struct QuarantineStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::optional_time")]
     pub until: Option<Time>,
+}
+
+impl QuarantineStatus {
+    /// Whether the device alone is set aside. By another version's word the node is: no runner goes where one may not.
+    #[must_use]
+    pub fn is_of_device(&self) -> bool {
+        let scope = self.scope.as_ref();
+        scope.is_some_and(|scope| *scope == QuarantineScope::Device)
+    }
 }
 
 /// A device that its own driver taints.

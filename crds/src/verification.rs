@@ -4,7 +4,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::schema;
+use crate::{Word, schema};
 
 /// Verifications that [`VerificationStatus::history`] keeps at most.
 pub const MAX_VERIFICATIONS: usize = 5;
@@ -15,8 +15,8 @@ pub const MAX_HARDWARE: usize = 16;
 #[derive(JsonSchema, Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct VerificationStatus {
-    /// How far it has come.
-    pub state: VerificationState,
+    /// How far it has come: `Requested`, `Running`, `Succeeded` or `Failed`.
+    pub state: Word<VerificationState>,
     /// Fingerprint of what is verified: `spec.verify` and everything that shapes the runners.
     pub fingerprint: String,
     /// GPU and driver of the runners for which this fingerprint was verified.
@@ -107,8 +107,8 @@ pub struct VerificationRecord {
     /// Address of the run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
-    /// How it ended.
-    pub state: VerificationState,
+    /// How it ended: `Succeeded` or `Failed`.
+    pub state: Word<VerificationState>,
     /// One word for what was wrong.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -118,6 +118,20 @@ pub struct VerificationRecord {
     /// When it was judged.
     #[schemars(schema_with = "schema::time")]
     pub ended: Time,
+}
+
+impl VerificationStatus {
+    /// How far it has come, in words of this version. Of one in another version's word nothing says that it has ended: its run
+    /// is watched, or looked for, and judged. Two runs at a time would take GPUs for nothing; one that is judged twice harms
+    /// nobody.
+    #[must_use]
+    pub const fn stage(&self) -> VerificationState {
+        match (&self.state, self.run_id) {
+            (Word::Known(state), _) => *state,
+            (Word::Other(_), Some(_)) => VerificationState::Running,
+            (Word::Other(_), None) => VerificationState::Requested,
+        }
+    }
 }
 
 impl VerificationState {

@@ -189,12 +189,14 @@ fn address(pool: &Pool) -> Option<Fingerprint> {
 
 /// Whether the last verification that has ended was green.
 fn last_result(verification: &VerificationStatus) -> Option<bool> {
-    let state = if verification.state.has_ended() {
-        verification.state
+    let now = verification.stage();
+    let mut before = verification.history.iter();
+    let last = if now.has_ended() {
+        now
     } else {
-        verification.history.first()?.state
+        before.find_map(|record| record.state.known())?
     };
-    Some(state == VerificationState::Succeeded)
+    Some(last == VerificationState::Succeeded)
 }
 
 /// What a reconcile has found out once and for all. It is counted when the status holds it, so that nothing is twice.
@@ -218,11 +220,11 @@ impl News {
         let counted = |now: &VerificationStatus| {
             before
                 .as_ref()
-                .is_some_and(|b| b.since == now.since && b.state.has_ended())
+                .is_some_and(|b| b.since == now.since && b.stage().has_ended())
         };
         let ended = after
             .iter()
-            .filter(|now| now.state.has_ended() && !counted(now));
+            .filter(|now| now.stage().has_ended() && !counted(now));
         Self {
             failed: plan.failed.clone(),
             refused_jobs: plan.refused_jobs,

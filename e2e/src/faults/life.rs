@@ -438,7 +438,7 @@ impl Life<'_> {
         let said: Vec<_> = said
             .map(|c| format!("{}={} ({}: {})", c.type_, c.status, c.reason, c.message))
             .collect();
-        let runners = status.runners.iter().map(|r| (&r.name, r.phase));
+        let runners = status.runners.iter().map(|r| (&r.name, &r.phase));
         let jobs = status.last_jobs.iter();
         let jobs = jobs.map(|j| (&j.job, &j.runner, &j.conclusion, &j.finished_at.0));
         format!(

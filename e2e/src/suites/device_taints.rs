@@ -2,7 +2,7 @@
 //! of its own. So it is for a pool that asks for a number; and a rule may only tell.
 
 use anyhow::{Context as _, Result, ensure};
-use cudarunner_crds::{CudaRunner, QuarantineScope, QuarantineStatus};
+use cudarunner_crds::{CudaRunner, QuarantineStatus};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::{
     core::v1::{Node, Pod},
@@ -125,7 +125,7 @@ async fn the_pool_goes_on(ctx: &Ctx, machine: &Machine) -> Result<()> {
         .await?;
     ensure!(message.contains(&well(0).uuid), "{message}");
     let entry = the_entry(ctx).await?;
-    ensure!(entry.scope == Some(QuarantineScope::Device), "{entry:?}");
+    ensure!(entry.is_of_device(), "{entry:?}");
     Ok(())
 }
 
@@ -296,10 +296,7 @@ async fn the_rule_moves_with_the_device(ctx: &Ctx, machine: &Machine) -> Result<
         .await?;
     the_rule(ctx, "gpu-0").await?;
     let entry = the_entry(ctx).await?;
-    ensure!(
-        entry.scope == Some(QuarantineScope::Device) && !entry.retest,
-        "{entry:?}"
-    );
+    ensure!(entry.is_of_device() && !entry.retest, "{entry:?}");
     let runner = ctx.idle(POOL, 1).await?.remove(0);
     let report = ctx.report(&runner).await?;
     ensure!(report["devices"][0]["uuid"] == well(1).uuid, "{report:#}");

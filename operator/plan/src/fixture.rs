@@ -142,7 +142,7 @@ pub fn device_entry(uuid: &str, since: Timestamp, until: Timestamp) -> Quarantin
     QuarantineStatus {
         node: "node-1".to_owned(),
         device: Some(uuid.to_owned()),
-        scope: Some(QuarantineScope::Device),
+        scope: Some(QuarantineScope::Device.into()),
         class: Class::Device.into(),
         code: None,
         code_name: Some("WrongResult".to_owned()),

@@ -231,7 +231,7 @@ fn counted(pool: &Pool, observed: &Observed, now: Timestamp) -> CudaRunnerStatus
                 name: r.name.clone(),
                 node: r.node.clone(),
                 devices: r.devices.clone(),
-                phase: r.phase,
+                phase: r.phase.into(),
                 waiting: r.waiting.as_ref().map(|waiting| {
                     let mut before = pool.status.runners.iter().filter(|old| old.name == r.name);
                     let before = before.find_map(|old| old.waiting.as_deref());

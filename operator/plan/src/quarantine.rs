@@ -112,7 +112,7 @@ impl Quarantine {
         }
         let lasts = case.lasts(&failure.class, entry.failures);
         entry.until = Some(Time(case.now.after(lasts)));
-        entry.scope = alone.then_some(QuarantineScope::Device);
+        entry.scope = alone.then_some(QuarantineScope::Device.into());
         let (reason, verb) = if alone {
             (Reason::DeviceQuarantined, "tainted")
         } else {
@@ -176,7 +176,7 @@ impl Quarantine {
             let of_device = case.device_of(entry).is_some();
             let covered = of_device && self.tainted.contains_key(&case.place_of(entry));
             let alone = of_device && (covered || !is_active(entry, now));
-            entry.scope = alone.then_some(QuarantineScope::Device);
+            entry.scope = alone.then_some(QuarantineScope::Device.into());
             if case.published().is_some() {
                 entry.retest = covered && case.can_retest(entry).unwrap_or(entry.retest);
             }
@@ -567,7 +567,7 @@ pub fn blames_node(failure: &FailureStatus) -> bool {
 /// Whether the node is set aside, and not a device of it alone.
 #[must_use]
 pub fn is_of_node(entry: &QuarantineStatus) -> bool {
-    entry.scope != Some(QuarantineScope::Device)
+    !entry.is_of_device()
 }
 
 /// Whether its time is not over.

@@ -40,7 +40,7 @@ const AGAIN: SignedDuration = SignedDuration::from_secs(2);
 pub fn open_runs(reruns: &[RerunStatus]) -> BTreeSet<RunKey> {
     reruns
         .iter()
-        .filter(|entry| !entry.state.has_ended())
+        .filter(|entry| entry.is_open())
         .filter_map(run_of)
         .collect()
 }
@@ -65,7 +65,7 @@ pub(super) fn plan(case: Case, plan: &mut Plan) {
         beyond.extend(add(case, blamed, &mut entries, plan));
     }
     plan.news.extend(not_listed(&beyond));
-    for entry in entries.iter_mut().filter(|e| !e.state.has_ended()) {
+    for entry in entries.iter_mut().filter(|e| e.is_open()) {
         advance(case, wish, entry, plan);
     }
     for run in open_runs(&entries) {
@@ -76,7 +76,7 @@ pub(super) fn plan(case: Case, plan: &mut Plan) {
     if evidence::may_tell(case, wish) {
         plan.wake_in(AGAIN);
     }
-    if entries.iter().any(|entry| !entry.state.has_ended()) {
+    if entries.iter().any(RerunStatus::is_open) {
         let next = case.observed.reruns.next_look;
         plan.wake_at(
             next.unwrap_or(case.now).max(case.now.after(AGAIN)),
@@ -116,7 +116,7 @@ fn add(
         return None;
     }
     if entries.len() >= MAX_RERUNS {
-        let is_old = |e: &RerunStatus| e.state.has_ended() && e.at.0.after(HOUR) <= case.now;
+        let is_old = |e: &RerunStatus| !e.is_open() && e.at.0.after(HOUR) <= case.now;
         let mut oldest: Vec<usize> = (0..entries.len())
             .filter(|i| is_old(&entries[*i]))
             .collect();
@@ -194,7 +194,7 @@ fn advance(case: Case, wish: &Rerun, entry: &mut RerunStatus, plan: &mut Plan) {
     match judge::judge(entry, read, wish) {
         Verdict::Open => {}
         Verdict::Again { job, name, attempt } => {
-            entry.state = RerunState::Requested;
+            entry.state = RerunState::Requested.into();
             entry.job_id = i64::try_from(job).ok();
             entry.job = name;
             entry.attempt = i32::try_from(attempt).ok();
@@ -213,7 +213,7 @@ fn attempt(case: Case, wish: &Rerun, run: &RunKey, entries: &[RerunStatus]) -> O
     }
     let mut of_run = entries
         .iter()
-        .filter(|e| !e.state.has_ended() && run_of(e).as_ref() == Some(run));
+        .filter(|e| e.is_open() && run_of(e).as_ref() == Some(run));
     let is_ready = |entry: &RerunStatus| {
         entry.state == RerunState::Requested
             && case.pool.status.reruns.contains(entry)
@@ -241,7 +241,7 @@ fn request(first: &RerunStatus, others: &[&RerunStatus], read: &RunFacts) -> Opt
 
 /// Notes that a job is run again.
 fn start(entry: &mut RerunStatus, now: Timestamp, plan: &mut Plan) {
-    entry.state = RerunState::Started;
+    entry.state = RerunState::Started.into();
     entry.ended = Some(Time(now));
     plan.news.push(Notice {
         warning: false,
@@ -253,7 +253,7 @@ fn start(entry: &mut RerunStatus, now: Timestamp, plan: &mut Plan) {
 
 /// Notes that a job is not run again.
 fn skip(entry: &mut RerunStatus, reason: Reason, message: String, now: Timestamp, plan: &mut Plan) {
-    entry.state = RerunState::Skipped;
+    entry.state = RerunState::Skipped.into();
     entry.reason = Some(reason.into());
     entry.message = Some(message);
     entry.ended = Some(Time(now));
@@ -274,10 +274,11 @@ pub fn ended_since(
     let before = |entry: &RerunStatus| {
         known
             .iter()
-            .any(|k| k.runner == entry.runner && k.run_id == entry.run_id && k.state.has_ended())
+            .any(|k| k.runner == entry.runner && k.run_id == entry.run_id && !k.is_open())
     };
-    let ended = entries.iter().filter(|e| e.state.has_ended() && !before(e));
-    ended.map(|entry| (entry.cause, entry.state)).collect()
+    let ended = entries.iter().filter(|e| !e.is_open() && !before(e));
+    let words = |entry: &RerunStatus| Some((entry.cause.known()?, entry.state.known()?));
+    ended.filter_map(words).collect()
 }
 
 #[cfg(test)]

@@ -120,7 +120,7 @@ pub(super) fn plan(case: Case, plan: &mut Plan) {
     let verification = Verification { case, verify };
     let status = match pool.status.verification.clone() {
         None => verification.request(None, plan),
-        Some(before) if before.state.has_ended() => {
+        Some(before) if before.stage().has_ended() => {
             if !verification.due(&before, plan) {
                 return;
             }
@@ -145,7 +145,7 @@ pub(super) fn plan(case: Case, plan: &mut Plan) {
 fn abandon(pool: &Pool, observed: &Observed, plan: &mut Plan) {
     let facts = &observed.verification;
     let status = pool.status.verification.as_ref();
-    let status = status.filter(|v| !v.state.has_ended() && facts.since == Some(v.since.0));
+    let status = status.filter(|v| !v.stage().has_ended() && facts.since == Some(v.since.0));
     // Of one that was not read yet nobody knows whether a job has begun.
     let (Some(status), Ok(spec), Some(run)) = (status, &pool.spec, &facts.run) else {
         return;
@@ -167,7 +167,7 @@ fn abandon(pool: &Pool, observed: &Observed, plan: &mut Plan) {
 /// Gives up one that is on its way, with its pool.
 pub(super) fn give_up(pool: &Pool, observed: &Observed, plan: &mut Plan) {
     let status = &mut plan.status.verification;
-    if status.take_if(|v| !v.state.has_ended()).is_some() {
+    if status.take_if(|v| !v.stage().has_ended()).is_some() {
         abandon(pool, observed, plan);
     }
 }
@@ -255,7 +255,7 @@ impl Verification<'_> {
         plan.intent = Some(now);
         plan.wake_in(SignedDuration::ZERO);
         Some(VerificationStatus {
-            state: VerificationState::Requested,
+            state: VerificationState::Requested.into(),
             fingerprint: key,
             hardware: kinds,
             asked: pool.verify_asked.clone(),
@@ -290,8 +290,8 @@ impl Verification<'_> {
             at.duration_since(now).max(SignedDuration::from_millis(500))
         });
         plan.wake_in(wait);
-        if let (Some(id), VerificationState::Requested) = (facts.run_id, status.state) {
-            status.state = VerificationState::Running;
+        if let (Some(id), VerificationState::Requested) = (facts.run_id, status.stage()) {
+            status.state = VerificationState::Running.into();
             status.run_id = i64::try_from(id).ok();
             if let Some(repository) = &spec.repository {
                 status.url = Some(repository.run_page(&spec.url, id, None));
@@ -299,7 +299,7 @@ impl Verification<'_> {
             announce(plan, false, Reason::VerificationStarted, &status, verify);
             return status;
         }
-        if status.state == VerificationState::Requested {
+        if status.stage() == VerificationState::Requested {
             self.start(&mut status, plan);
         } else if facts.run.is_some() || facts.is_gone {
             self.judge_run(&mut status, plan);
@@ -396,8 +396,8 @@ fn hardware(observed: &Observed) -> BTreeSet<String> {
 /// Ends a verification, and puts it on record.
 fn end(status: &mut VerificationStatus, trouble: Option<(Reason, String)>, now: Timestamp) {
     status.state = match trouble {
-        None => VerificationState::Succeeded,
-        Some(_) => VerificationState::Failed,
+        None => VerificationState::Succeeded.into(),
+        Some(_) => VerificationState::Failed.into(),
     };
     (status.reason, status.message) = trouble.map(|(r, m)| (r.into(), m)).unzip();
     status.ended = Some(Time(now));
@@ -406,7 +406,7 @@ fn end(status: &mut VerificationStatus, trouble: Option<(Reason, String)>, now: 
         VerificationRecord {
             run_id: status.run_id,
             url: status.url.clone(),
-            state: status.state,
+            state: status.state.clone(),
             reason: status.reason.clone(),
             since: status.since.clone(),
             ended: Time(now),
@@ -473,7 +473,7 @@ fn come_to(verify: &Verify, status: &VerificationStatus, observed: &Observed) ->
     let link = status.url.as_deref().unwrap_or("no run");
     let reported = status.message.clone().unwrap_or_default();
     let reason = status.reason.as_deref().map(Stored::parse);
-    match (status.state, reason) {
+    match (status.stage(), reason) {
         (VerificationState::Succeeded, _) => condition_state(
             "True",
             Reason::Verified,

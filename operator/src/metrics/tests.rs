@@ -55,7 +55,7 @@ fn watched(unused: bool) -> JobStatus {
 
 fn verification(state: VerificationState) -> VerificationStatus {
     VerificationStatus {
-        state,
+        state: state.into(),
         fingerprint: String::new(),
         hardware: vec![],
         asked: None,
@@ -74,7 +74,7 @@ fn verification(state: VerificationState) -> VerificationStatus {
         history: vec![VerificationRecord {
             run_id: None,
             url: None,
-            state: VerificationState::Succeeded,
+            state: VerificationState::Succeeded.into(),
             reason: None,
             since: Time(fixture::ago(600)),
             ended: Time(fixture::ago(500)),
@@ -383,7 +383,12 @@ fn while_a_verification_is_on_its_way_the_last_one_counts() {
     for (state, expected) in results {
         assert_eq!(last_result(&verification(state)), expected, "{state:?}");
     }
+    // A word of another version proves nothing
     let mut first = verification(VerificationState::Requested);
+    let mut foreign = first.history[0].clone();
+    foreign.state = cudarunner_crds::Word::Other("Cosmic".to_owned());
+    first.history.insert(0, foreign);
+    assert_eq!(last_result(&first), Some(true));
     first.history.clear();
     assert_eq!(last_result(&first), None);
 }

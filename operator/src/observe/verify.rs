@@ -28,7 +28,7 @@ pub async fn look(
         .status
         .verification
         .as_ref()
-        .filter(|v| !v.state.has_ended())
+        .filter(|v| !v.stage().has_ended())
     else {
         return VerificationFacts::default();
     };
@@ -60,7 +60,7 @@ pub async fn look(
     if facts.run_id.is_none() {
         facts.run_id = status.run_id.and_then(|id| u64::try_from(id).ok());
     }
-    let asked = match (facts.run_id, status.state) {
+    let asked = match (facts.run_id, status.stage()) {
         (Some(run), _) => read_run(client, pool, &workflow.repository, run, &mut facts, now).await,
         (None, VerificationState::Requested) if facts.is_to_be_found() => {
             find(client, &workflow, status, &mut facts, now).await

@@ -31,7 +31,7 @@ fn green_run(names: &[&str]) -> VerificationStatus {
         ..VerifiedJobStatus::default()
     };
     VerificationStatus {
-        state: VerificationState::Succeeded,
+        state: VerificationState::Succeeded.into(),
         fingerprint: String::new(),
         hardware: vec![],
         asked: None,

@@ -225,7 +225,7 @@ fn a_device_that_failed_is_kept_off_alone_even_on_the_only_node() {
     let (pool, plan) = with_failure(&["GPU-0", "GPU-1"]);
     let entries = &plan.status.quarantine;
     assert_eq!(entries.len(), 1, "{entries:?}");
-    assert_eq!(entries[0].scope, Some(QuarantineScope::Device));
+    assert_eq!(entries[0].scope, Some(QuarantineScope::Device.into()));
     let told: Vec<_> = plan.notices.iter().map(|n| n.reason.to_string()).collect();
     assert!(told.contains(&"DeviceQuarantined".to_owned()), "{told:?}");
     // Soon another runner is made, which may go to that node
@@ -251,9 +251,14 @@ fn where_rules_cannot_be_made_the_node_is_quarantined() {
 #[test]
 fn the_only_device_of_a_node_is_its_nodes_fault() {
     let (_, plan) = with_failure(&["GPU-0"]);
-    let scopes: Vec<_> = plan.status.quarantine.iter().map(|e| e.scope).collect();
+    let scopes: Vec<_> = plan
+        .status
+        .quarantine
+        .iter()
+        .map(|e| e.scope.clone())
+        .collect();
     assert!(
-        !scopes.contains(&Some(QuarantineScope::Device)),
+        !scopes.contains(&Some(QuarantineScope::Device.into())),
         "{scopes:?}"
     );
 }
@@ -286,8 +291,10 @@ fn a_node_with_a_tainted_device_counts_as_one_that_is_used() {
     let plan = crate::plan(&pool, &seen, NOW + SignedDuration::from_secs(3));
     // Then it is quarantined: half of the nodes are left
     let entries = plan.status.quarantine.iter();
-    let scopes: Vec<_> = entries.map(|e| (e.node.as_str(), e.scope)).collect();
-    let device = Some(QuarantineScope::Device);
+    let scopes: Vec<_> = entries
+        .map(|e| (e.node.as_str(), e.scope.clone()))
+        .collect();
+    let device = Some(QuarantineScope::Device.into());
     assert_eq!(scopes, [("node-1", device), ("node-2", None)]);
 }
 

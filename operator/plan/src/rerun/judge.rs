@@ -42,13 +42,13 @@ pub(super) fn judge(entry: &RerunStatus, read: &RunFacts, wish: &Rerun) -> Verdi
         );
     };
     if is_later(entry, run) {
-        return match entry.state {
-            RerunState::Requested => Verdict::Started,
-            _ => skip(
-                Reason::RerunNotNeeded,
-                "Jobs of the workflow run were run again already.",
-            ),
-        };
+        if entry.state == RerunState::Requested {
+            return Verdict::Started;
+        }
+        return skip(
+            Reason::RerunNotNeeded,
+            "Jobs of the workflow run were run again already.",
+        );
     }
     if run.status != "completed" {
         return Verdict::Open;

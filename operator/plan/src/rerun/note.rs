@@ -13,10 +13,12 @@ const LONGEST: usize = 60_000;
 
 /// The note of an Event.
 pub(super) fn event(entry: &RerunStatus) -> String {
-    let fate = match (entry.state, &entry.message) {
-        (RerunState::Skipped, Some(why)) => format!("is not run again: {why}"),
-        _ => "is run again.".to_owned(),
-    };
+    let why = entry.message.as_ref();
+    let why = why.filter(|_| entry.state == RerunState::Skipped);
+    let fate = why.map_or_else(
+        || "is run again.".to_owned(),
+        |why| format!("is not run again: {why}"),
+    );
     let page = entry.url.as_ref();
     let page = page.map_or_else(String::new, |page| format!(" {page}"));
     format!(
@@ -27,9 +29,10 @@ pub(super) fn event(entry: &RerunStatus) -> String {
 
 /// The check run on the commit.
 pub(super) fn check(first: &RerunStatus, others: &[&RerunStatus], run: &Run) -> CheckNote {
-    let title = match first.cause {
-        RerunCause::GpuFault => "GPU fault, job run again",
-        RerunCause::NodeLoss => "Node lost, job run again",
+    let title = if first.cause == RerunCause::NodeLoss {
+        "Node lost, job run again"
+    } else {
+        "GPU fault, job run again"
     };
     let mut summary = String::new();
     for entry in std::iter::once(first).chain(others.iter().copied()) {

@@ -142,7 +142,9 @@ fn asked(plan: &Plan) -> Vec<NewAttempt> {
 
 fn state(pool: &Pool) -> Vec<(RerunState, Option<&str>)> {
     let reruns = pool.status.reruns.iter();
-    reruns.map(|e| (e.state, e.reason.as_deref())).collect()
+    reruns
+        .map(|e| (e.state.known().unwrap(), e.reason.as_deref()))
+        .collect()
 }
 
 fn told(plan: &Plan, reason: Reason) -> Vec<&str> {

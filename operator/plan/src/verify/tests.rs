@@ -57,7 +57,7 @@ fn running(mut pool: Pool, jobs: Vec<RunJob>, sums: &[(u64, u64)]) -> (Pool, Obs
     let mut observed = idle(&pool);
     let first = crate::plan(&pool, &observed, ago(30)).status;
     pool.status.verification = first.verification.map(|v| VerificationStatus {
-        state: VerificationState::Running,
+        state: VerificationState::Running.into(),
         run_id: Some(7),
         url: Some("https://github.com/acme/widgets/actions/runs/7".into()),
         ..v
@@ -327,7 +327,7 @@ fn it_runs_again_for_a_change_or_on_request_and_never_beside_another() {
     assert!(again(&scheduled, &quiet));
 
     let mut busy = asked;
-    busy.status.verification.as_mut().unwrap().state = VerificationState::Running;
+    busy.status.verification.as_mut().unwrap().state = VerificationState::Running.into();
     assert!(!again(&busy, &quiet));
 }
 
@@ -407,4 +407,39 @@ fn a_workflow_whose_run_is_never_listed_is_not_started_for_ever() {
     assert_eq!(status.state, VerificationState::Failed);
     let said = status.message.unwrap();
     assert!(said.contains("lists no run"), "{said}");
+}
+
+#[test]
+fn a_verification_in_a_word_of_another_version_is_judged_and_no_second_one_is_started() {
+    let word = || cudarunner_crds::Word::Other("Paused".to_owned());
+    // Given a verification whose state a newer operator wrote, and its run that goes on
+    let jobs = |status| vec![job(1, "unit", status)];
+    let (mut pool, observed) = running(
+        verified_pool(1, &[("unit", None)]),
+        jobs("in_progress"),
+        &[],
+    );
+    pool.status.verification.as_mut().unwrap().state = word();
+    // Then it is watched, and the word stays
+    let plan = at_work(&pool, &observed);
+    let status = plan.status.verification.as_ref().unwrap();
+    assert_eq!((&status.state, plan.intent), (&word(), None));
+    assert_eq!(says(&plan).1, "Running");
+    // When the run is over, then it is judged as any other
+    let (_, over) = running(verified_pool(1, &[("unit", None)]), jobs("completed"), &[]);
+    let status = at_work(&pool, &over).status.verification.unwrap();
+    assert_eq!(status.state, VerificationState::Succeeded);
+
+    // Given one that has no run yet, then that is looked for, and started only where it was never sent
+    let status = pool.status.verification.as_mut().unwrap();
+    status.run_id = None;
+    let mut unsent = observed;
+    unsent.verification = VerificationFacts {
+        since: Some(status.since.0),
+        ..VerificationFacts::default()
+    };
+    let plan = at_work(&pool, &unsent);
+    assert_eq!(plan.status.verification.unwrap().state, word());
+    let starts = |action: &Action| matches!(action, Action::DispatchWorkflow(_));
+    assert!(!plan.actions.iter().any(starts), "{:?}", plan.actions);
 }

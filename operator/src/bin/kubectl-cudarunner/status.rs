@@ -4,8 +4,7 @@ use std::fmt::Write as _;
 
 use cuda_runner_plan::why::causes;
 use cudarunner_crds::{
-    CudaRunner, CudaRunnerStatus, QuarantineScope, QuarantineStatus, RequiredChecksStatus,
-    VerificationStatus,
+    CudaRunner, CudaRunnerStatus, QuarantineStatus, RequiredChecksStatus, VerificationStatus,
 };
 use jiff::Timestamp;
 use kube::ResourceExt as _;
@@ -163,7 +162,7 @@ fn runners(out: &mut String, status: &CudaRunnerStatus, now: Timestamp) {
             runner.name.clone(),
             or_dash(runner.node.as_ref()),
             or_dash(first),
-            format!("{:?}", runner.phase),
+            runner.phase.to_string(),
             span(runner.since.0, now),
         ]);
     }
@@ -186,7 +185,7 @@ fn quarantine(out: &mut String, status: &CudaRunnerStatus, now: Timestamp) {
                 format!("{clock}, in {}", span(now, until.0))
             } else if entry.retest {
                 format!("{clock}, over: one runner tries it, and it is tainted until then")
-            } else if entry.scope == Some(QuarantineScope::Device) {
+            } else if entry.is_of_device() {
                 format!("{clock}, over: the next runner tries it")
             } else {
                 format!("{clock}, over: one runner tries it")
@@ -207,9 +206,10 @@ fn quarantine(out: &mut String, status: &CudaRunnerStatus, now: Timestamp) {
 
 /// What an entry sets aside.
 fn scope(entry: &QuarantineStatus) -> &'static str {
-    match entry.scope {
-        Some(QuarantineScope::Device) => "device",
-        _ => "node",
+    if entry.is_of_device() {
+        "device"
+    } else {
+        "node"
     }
 }
 
@@ -279,7 +279,7 @@ fn verification(out: &mut String, status: &VerificationStatus, now: Timestamp) {
     if let Some(message) = status
         .message
         .as_ref()
-        .filter(|_| !status.state.has_ended())
+        .filter(|_| !status.stage().has_ended())
     {
         wrap(out, "  ", 2, message);
     }

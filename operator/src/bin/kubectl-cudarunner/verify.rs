@@ -124,7 +124,7 @@ impl Progress {
 
     /// It is not decided on yet: by another one, or for want of a runner.
     fn waiting(pool: &CudaRunner, other: Option<&VerificationStatus>) -> Self {
-        if let Some(other) = other.filter(|v| !v.state.has_ended()) {
+        if let Some(other) = other.filter(|v| !v.stage().has_ended()) {
             let url = other.url.as_deref().unwrap_or("about to be started");
             return Self {
                 lines: vec![format!("waits for the verification before it: {url}")],
@@ -169,7 +169,7 @@ impl Progress {
             .map(|r| format!(" ({r})"))
             .unwrap_or_default();
         let message = ours.message.as_deref().unwrap_or_default();
-        let (word, verdict) = match (ours.state, ours.run_id) {
+        let (word, verdict) = match (ours.stage(), ours.run_id) {
             (VerificationState::Succeeded, _) => ("green", Some(Verdict::Green)),
             (VerificationState::Failed, Some(_)) => ("red", Some(Verdict::Red)),
             (VerificationState::Failed, None) => ("not run", Some(Verdict::NotRun)),

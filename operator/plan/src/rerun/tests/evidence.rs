@@ -304,7 +304,12 @@ fn a_job_ends_with_its_node_where_that_is_back_in_another_boot() {
             .collect();
         let plan = step(&mut pool, &observed);
         // Then it was the reboot, where that is told soon; until then it is looked at again and again
-        let causes: Vec<_> = pool.status.reruns.iter().map(|e| e.cause).collect();
+        let causes: Vec<_> = pool
+            .status
+            .reruns
+            .iter()
+            .map(|e| e.cause.known().unwrap())
+            .collect();
         let expected = lost.then_some(RerunCause::NodeLoss);
         assert_eq!(causes, expected.as_slice(), "{what}");
         let waits = plan.wake.is_some_and(|wake| wake <= AGAIN);

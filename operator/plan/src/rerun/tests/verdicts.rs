@@ -1,5 +1,7 @@
 //! What GitHub's word on the run means.
 
+use cudarunner_crds::Word;
+
 use super::*;
 
 /// What becomes of a wish when GitHub says this of the run.
@@ -205,5 +207,36 @@ fn an_attempt_beyond_the_limit_is_not_run_again() {
         observed.reruns.runs.insert(key(), read);
         step(&mut pool, &observed);
         assert_eq!(state(&pool), [expected], "{limit} {attempt}");
+    }
+}
+
+#[test]
+fn an_entry_with_a_word_of_another_version_is_left_to_that_version() {
+    for of_state in [true, false] {
+        // Given a job that would be run again
+        let mut pool = wishing(1);
+        let mut seen = world(&pool, broken());
+        step(&mut pool, &seen);
+        seen.reruns
+            .runs
+            .insert(key(), over(vec![job(1, JOB, "failure")]));
+        step(&mut pool, &seen);
+        assert_eq!(
+            asked(&step(&mut pool, &seen)).len(),
+            1,
+            "of the state: {of_state}"
+        );
+
+        // When its entry has a word that is not known, then nothing is run, and the entry stays as it is
+        let entry = &mut pool.status.reruns[0];
+        if of_state {
+            entry.state = Word::Other("Cosmic".to_owned());
+        } else {
+            entry.cause = Word::Other("Cosmic".to_owned());
+        }
+        let before = pool.status.reruns.clone();
+        let plan = step(&mut pool, &seen);
+        assert_eq!(asked(&plan), [], "of the state: {of_state}");
+        assert_eq!(plan.status.reruns, before);
     }
 }
