@@ -132,7 +132,7 @@ impl Executor<'_> {
         self.ctx.fence.check()?;
         match action {
             Action::AddFinalizer => self.set_finalizer(true).await,
-            Action::RemoveFinalizer => self.set_finalizer(false).await,
+            Action::RemoveFinalizer => self.let_go().await,
             Action::CreatePod(new) => self.create(new).await,
             Action::DeletePod(target) => self.delete_pod(&target, None).await,
             Action::Drain(target) => self.remove(&target, false).await,
@@ -220,6 +220,21 @@ impl Executor<'_> {
     async fn set_finalizer(&self, present: bool) -> Result<Done, ActError> {
         put_finalizers(&self.ctx.client, self.pool, present).await?;
         Ok(Done::Yes)
+    }
+
+    /// Notes it before it is asked for: an answer may be lost, and the resource gone.
+    async fn let_go(&self) -> Result<Done, ActError> {
+        let note = |lets_go| {
+            let memory = &self.ctx.memory;
+            memory.with(self.pool, |memory| memory.lets_go = lets_go);
+        };
+        note(true);
+        let done = self.set_finalizer(false).await;
+        // The API server has said no.
+        if let Err(ActError::Kubernetes(kube::Error::Api(_))) = &done {
+            note(false);
+        }
+        done
     }
 
     /// Expects the pod before it is created: a watch may show it before the answer comes.

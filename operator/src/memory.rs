@@ -160,6 +160,8 @@ pub struct PoolMemory {
     pub told: Option<BTreeMap<String, Told>>,
     /// Failures of lately, newest first and without their messages.
     pub failures: Vec<FailureStatus>,
+    /// Whether this process has asked for the finalizer to be taken off.
+    pub lets_go: bool,
     /// Why Kubernetes last refused to create a pod; cleared by the next success.
     pub pod_refused: Option<String>,
     /// Reconciles in a row that ended with an error.
@@ -309,6 +311,7 @@ impl PoolMemory {
             status: before.status,
             told: before.told,
             failures: before.failures,
+            lets_go: before.lets_go,
             pod_refused: before.pod_refused,
             errors: before.errors,
             ..Self::default()

@@ -7,20 +7,22 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use cudarunner_crds::{CudaRunner, OperatorStatus};
+use cudarunner_crds::{CudaRunner, CudaRunnerSpec, OperatorStatus};
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::runtime::controller::Action as Next;
 use kube::{Api, Client, ResourceExt as _};
 use tokio::time::Instant;
 
-use crate::act::owner::{give_back, take};
+use crate::act::owner::{give_back, is_there, take};
 use crate::context::Context;
 use crate::error::ReconcileError;
 use crate::lease::OtherLease;
 use crate::selector::{PoolSelector, selects};
+use cuda_runner_plan::Notice;
 use cuda_runner_plan::model::pool::{Pool, PoolKey};
 use cuda_runner_plan::owner::{self, Facts, GIVES_BACK_WITHIN, Other, SETTLES_IN, Standing, judge};
+use cuda_runner_plan::teardown::without_finalizer;
 
 /// How often a pool that another operator has is looked at: each new word of that operator's wakes it besides.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
@@ -42,12 +44,20 @@ struct Known {
     uid: String,
     /// Whether this process serves it.
     serves: bool,
+    /// Whether it was seen with our finalizer while it was served.
+    is_held: bool,
     /// Until when nothing is done for it.
     settles: Option<Instant>,
     /// What was last told of it.
     told: Option<Standing>,
     /// Since when the operator that it names is known not to select it.
     selects_not_since: Option<Timestamp>,
+}
+
+/// A pool that this process has served.
+struct Served {
+    uid: String,
+    is_held: bool,
 }
 
 /// A Lease as it was last read.
@@ -104,10 +114,11 @@ impl Ownership {
         word.is_none_or(|word| word.is_held || word.was_held)
     }
 
-    /// Forgets a pool; its uid if this process has served it.
-    pub fn forget(&self, key: &PoolKey) -> Option<String> {
+    /// Forgets a pool; what is known of it if this process has served it.
+    fn forget(&self, key: &PoolKey) -> Option<Served> {
         let known = self.lock().remove(key)?;
-        known.serves.then_some(known.uid)
+        let (uid, is_held) = (known.uid, known.is_held);
+        known.serves.then_some(Served { uid, is_held })
     }
 
     /// Works on what is known of a pool.
@@ -269,6 +280,7 @@ fn shown(ctx: &Context, pool: &Pool) -> Option<Arc<CudaRunner>> {
 fn serve(ownership: &Ownership, pool: &Pool) -> Option<Next> {
     ownership.with(pool, |known| {
         known.serves = true;
+        known.is_held = pool.finalizer;
         known.told = None;
         let left = known.settles?.duration_since(Instant::now());
         if !left.is_zero() {
@@ -298,10 +310,14 @@ fn leave(ctx: &Context, pool: &Pool, standing: Standing) {
 /// reconcile of it is under way any more.
 pub fn gone(ctx: &Arc<Context>, key: PoolKey) {
     let served = ctx.ownership.forget(&key);
+    let left = served.as_ref().and_then(|served| left(ctx, &key, served));
     let listener = ctx.listeners.take(&key);
     let writes = ctx.status_writes.take(&key);
     ctx.forget(&key);
-    let Some(uid) = served.filter(|_| ctx.ownership.has_selector()) else {
+    if let Some((pool, notice)) = left {
+        tokio::spawn(tell(Arc::clone(ctx), pool, notice));
+    }
+    let Some(served) = served.filter(|_| ctx.ownership.has_selector()) else {
         return;
     };
     let ctx = Arc::clone(ctx);
@@ -313,8 +329,38 @@ pub fn gone(ctx: &Arc<Context>, key: PoolKey) {
         if let Some(writes) = writes {
             writes.have_ended().await;
         }
-        give_back(&ctx, &key, &uid).await;
+        give_back(&ctx, &key, &served.uid).await;
     });
+}
+
+/// What is left of a pool whose finalizer this process has not taken off, though it was there.
+fn left(ctx: &Context, key: &PoolKey, served: &Served) -> Option<(Pool, Notice)> {
+    let known = ctx.memory.of(key, &served.uid, |memory| {
+        let status = memory.status.clone();
+        status.filter(|_| !memory.lets_go && served.is_held)
+    });
+    let mut resource = CudaRunner::new(&key.name, CudaRunnerSpec::default());
+    resource.metadata.namespace = Some(key.namespace.clone());
+    resource.metadata.uid = Some(served.uid.clone());
+    resource.status = Some(known??);
+    // Its spec is gone, and says nothing of what was made.
+    let pool = Pool::read(&resource, false);
+    let notice = without_finalizer(&pool)?;
+    Some((pool, notice))
+}
+
+/// Says what stays of a pool that is gone. To the watch, one that the selector takes in no more is gone, too.
+async fn tell(ctx: Arc<Context>, pool: Pool, notice: Notice) {
+    match is_there(&ctx, &pool.key, &pool.uid).await {
+        Ok(true) => {}
+        Ok(false) => {
+            tracing::warn!(pool = %pool.key, note = notice.note, "a pool is gone that was not let go");
+            ctx.events.publish(&pool, &[notice]);
+        }
+        Err(error) => {
+            tracing::warn!(pool = %pool.key, %error, note = notice.note, "a pool may be gone that was not let go");
+        }
+    }
 }
 
 #[cfg(test)]

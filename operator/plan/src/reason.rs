@@ -478,6 +478,9 @@ catalogue! {
         ChecksLeftBehind [EVENT]
             "The pool's address went to another server, or its spec to another repository or to no required checks, and those that it had added before cannot be taken away any more: the repository is archived or gone, or out of the credentials' reach."
             => "Remove them there by hand, where they are not wanted.";
+        FinalizerRemoved [EVENT]
+            "The resource is gone, and its operator has not let it go: somebody took its finalizer off. The message names what may stay on GitHub. Required checks among it go on blocking merges."
+            => "Remove there what is named: [how it is called](backup-and-restore.md#what-is-left-on-github).";
         OperatorUninstalled [EVENT]
             "The operator was uninstalled and has let the pool go. It can be deleted, and its pods go with it; the message says what stays on GitHub."
             => "Nothing, if an operator is to run again: it takes the pool over. Otherwise remove what is named by hand.";

@@ -201,8 +201,8 @@ fn named(known: &[&str], are_all: bool, label: &str) -> String {
     }
 }
 
-/// What a pool has on GitHub by its status, in words.
-fn on_github(pool: &Pool) -> Vec<String> {
+/// What a pool has on GitHub by its status, in words; `None` where it has nothing.
+fn on_github(pool: &Pool) -> Option<String> {
     let runners = pool.status.registered_at.as_ref().map(|place| {
         format!(
             "runners with the label {} at {place}",
@@ -216,25 +216,23 @@ fn on_github(pool: &Pool) -> Vec<String> {
     let hook = hook.map(|hook| format!("the webhook that delivers to {}", hook.url));
     let before = pool.status.left_at.iter();
     let before = before.map(|left| format!("what the pool has left at {}", left.url));
-    runners
+    let all: Vec<String> = runners
         .into_iter()
         .chain(set)
         .chain(hook)
         .chain(before)
         .chain(checks::left(pool))
-        .collect()
+        .collect();
+    (!all.is_empty()).then(|| all.join(", and "))
 }
 
 /// What is said of a pool that was found with another resource's status.
 pub(super) fn of_another(pool: &Pool) -> Option<Notice> {
     let original = pool.original()?;
-    let left = on_github(&original);
-    let left = if left.is_empty() {
-        "It names nothing on GitHub.".to_owned()
-    } else {
-        let left = left.join(", and ");
-        format!("Not touched are {left}; remove them by hand if that resource is gone.")
-    };
+    let left = on_github(&original).map_or_else(
+        || "It names nothing on GitHub.".to_owned(),
+        |left| format!("Not touched are {left}; remove them by hand if that resource is gone."),
+    );
     Some(Notice {
         warning: true,
         reason: Reason::StatusOfAnother.into(),
@@ -246,20 +244,34 @@ pub(super) fn of_another(pool: &Pool) -> Option<Notice> {
     })
 }
 
+/// What is said of a pool that is gone though its operator has not let it go, where anything is left of it.
+#[must_use]
+pub fn without_finalizer(pool: &Pool) -> Option<Notice> {
+    let left = on_github(pool)?;
+    Some(Notice {
+        warning: true,
+        reason: Reason::FinalizerRemoved.into(),
+        note: format!(
+            "The resource is gone, and the operator has not let it go: its finalizer was taken off by hand. {left} may stay on GitHub; remove them there."
+        ),
+        about: None,
+    })
+}
+
 /// What is said of a pool that is let go because its operator was uninstalled.
 #[must_use]
 pub fn without_operator(pool: &Pool) -> Notice {
     let left = on_github(pool);
-    let stays = if left.is_empty() {
-        "It has nothing on GitHub.".to_owned()
-    } else {
-        format!(
-            "{} stay on GitHub until an operator runs again, or until they are removed by hand.",
-            left.join(", and ")
-        )
-    };
+    let stays = left.as_ref().map_or_else(
+        || "It has nothing on GitHub.".to_owned(),
+        |left| {
+            format!(
+                "{left} stay on GitHub until an operator runs again, or until they are removed by hand."
+            )
+        },
+    );
     Notice {
-        warning: !left.is_empty(),
+        warning: left.is_some(),
         reason: Reason::OperatorUninstalled.into(),
         note: format!(
             "The operator was uninstalled. The pool can be deleted, and its pods go with it. {stays}"

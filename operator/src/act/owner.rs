@@ -39,11 +39,26 @@ pub async fn give_back(ctx: &Context, key: &PoolKey, uid: &str) {
     }
 }
 
-async fn try_to_give_back(ctx: &Context, key: &PoolKey, uid: &str) -> Result<(), kube::Error> {
+/// Whether the resource is still there.
+pub async fn is_there(ctx: &Context, key: &PoolKey, uid: &str) -> Result<bool, kube::Error> {
+    let found = match find(ctx, key).await {
+        // The CRD is gone, and every resource with it.
+        Err(error) if is_status(&error, 404) => None,
+        found => found?,
+    };
+    Ok(found.is_some_and(|pool| pool.metadata.uid.as_deref() == Some(uid)))
+}
+
+/// The resource of this name, as the API server has it.
+async fn find(ctx: &Context, key: &PoolKey) -> Result<Option<CudaRunner>, kube::Error> {
     let api = Api::<CudaRunner>::namespaced(ctx.client.clone(), &key.namespace);
     // By its name: a right to get single ones is not needed.
     let only = ListParams::default().fields(&format!("metadata.name={}", key.name));
-    let Some(pool) = api.list(&only).await?.items.into_iter().next() else {
+    Ok(api.list(&only).await?.items.into_iter().next())
+}
+
+async fn try_to_give_back(ctx: &Context, key: &PoolKey, uid: &str) -> Result<(), kube::Error> {
+    let Some(pool) = find(ctx, key).await? else {
         return Ok(());
     };
     let is_left = pool.metadata.uid.as_deref() == Some(uid)

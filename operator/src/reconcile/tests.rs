@@ -46,6 +46,7 @@ use cuda_runner_plan::node_marks::Marking;
 
 mod checks;
 mod failures;
+mod gone;
 mod left;
 mod rerun;
 mod status;

@@ -128,6 +128,24 @@ fn a_pool_that_loses_its_operator_says_what_stays() {
 }
 
 #[test]
+fn a_pool_whose_finalizer_is_taken_off_says_what_stays_where_anything_does() {
+    let mut pool = pool(1);
+    pool.status.registered_at = None;
+    assert_eq!(without_finalizer(&pool), None);
+    pool.status.required_checks = Some(cudarunner_crds::RequiredChecksStatus {
+        repository: "acme/widgets".to_owned(),
+        ruleset: Some(checks::ruleset_name(&pool)),
+        ..Default::default()
+    });
+    let notice = without_finalizer(&pool).unwrap();
+    let name = checks::ruleset_name(&pool);
+    assert!(
+        notice.warning && notice.reason == "FinalizerRemoved" && notice.note.contains(&name),
+        "{notice:?}"
+    );
+}
+
+#[test]
 fn deletion_never_hangs_and_names_what_it_left() {
     let mut pool = pool(1);
     pool.status.registered_at = Some("https://github.com/acme/widgets".into());
