@@ -19,9 +19,9 @@ use super::status::{
 use crate::watch::others::asked;
 use cuda_runner_plan::model::hardware::Hardware;
 use cuda_runner_plan::model::runner::{
-    AVOIDS_ANNOTATION, End, IMAGE_ANNOTATION, IMAGE_PULL_BACK_OFF, MAIN, PREPARE,
+    AVOIDS_ANNOTATION, End, IMAGE_ANNOTATION, IMAGE_PULL_BACK_OFF, KnownRegistrar, MAIN, PREPARE,
     RETESTS_ANNOTATION, RUNNER, Runner, SCHEDULING_GATED, TEMPLATE_ANNOTATION, URL_ANNOTATION,
-    Waiting,
+    Waiting, authorities,
 };
 
 /// The most nodes that a pod can be known to keep off.
@@ -33,11 +33,19 @@ const MOST_GATES: usize = 4;
 /// The label by which a pod names its queue of Kueue's. See <https://kueue.sigs.k8s.io/docs/tasks/run/plain_pods/>.
 const QUEUE: &str = "kueue.x-k8s.io/queue-name";
 
-/// The registrar's address, as the pod was made with it.
-fn registrar(pod: &Pod) -> Option<String> {
-    let mut variables = spec_of(pod, PREPARE)?.env.iter().flatten();
-    let url = variables.find(|variable| variable.name == gate::REGISTRAR_URL)?;
-    url.value.clone()
+/// The registrar, as the pod was made with it.
+fn registrar(pod: &Pod) -> Option<Box<KnownRegistrar>> {
+    let variables = spec_of(pod, PREPARE)?.env.as_ref()?;
+    let value = |name| {
+        let variable = variables.iter().find(|variable| variable.name == name)?;
+        variable.value.as_deref()
+    };
+    Some(Box::new(KnownRegistrar {
+        url: value(gate::REGISTRAR_URL)?.to_owned(),
+        authorities: value(gate::REGISTRAR_CA)
+            .map(authorities)
+            .unwrap_or_default(),
+    }))
 }
 
 /// Reads a pod. A pod without the parts that the API server always sets reads as new and waiting.

@@ -33,9 +33,9 @@ pub(super) async fn look(ctx: &Context, pool: &Pool, now: Timestamp) -> (Vec<Run
                 // Its job is told, and run again, when the spec can be read.
                 Err(_) => removed.contains(&runner.uid),
             });
+    let serving = ctx.ca.serving();
     for runner in &mut runners {
-        let registrar = runner.registrar.as_ref();
-        runner.is_stranded = registrar.is_some_and(|url| *url != ctx.registrar_url);
+        runner.is_stranded = is_stranded(runner, &ctx.registrar_url, &serving);
     }
     for runner in runners.iter_mut().chain(&mut vanished) {
         runner.told = told(runner);
@@ -52,6 +52,18 @@ pub(super) async fn look(ctx: &Context, pool: &Pool, now: Timestamp) -> (Vec<Run
     ask_for_pods(ctx, pool, now).await;
     scale_set::name_jobs(ctx, pool, runners.iter_mut().chain(&mut vanished));
     (runners, vanished)
+}
+
+/// Whether a pod knows another registrar than the one at this address, whose certificate one of these authorities has signed.
+/// In a rotation none does: the bundle has the successor long before that signs. A Secret that was lost, or put back from
+/// before, has another authority.
+fn is_stranded(runner: &Runner, url: &str, serving: &BTreeSet<u64>) -> bool {
+    runner.registrar.as_ref().is_some_and(|known| {
+        let trusted = &known.authorities;
+        // Of a pod that does not say it nothing is known.
+        let trusts_another = !trusted.is_empty() && trusted.is_disjoint(serving);
+        known.url != url || trusts_another
+    })
 }
 
 /// Whether nothing is left to tell of a runner whose pod is gone. A job is reported even where we have removed the pod:
@@ -110,4 +122,59 @@ async fn ask_for_pods(ctx: &Context, pool: &Pool, now: Timestamp) {
 pub fn is_of(object: &impl Resource, pool: &Pool) -> bool {
     let mut owners = object.owner_references().iter();
     owners.any(|owner| owner.uid == pool.uid)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::pod::read;
+    use super::*;
+    use crate::registrar::ca::{Authorities, Authority, NOTICE, SUCCESSION};
+    use cuda_runner_plan::fixture;
+    use cuda_runner_plan::model::runner::authorities;
+    use cuda_runner_plan::pod::build;
+    use cuda_runner_plan::{NewRunner, PodSettings};
+
+    const URL: &str = "https://10.96.0.7:8443";
+
+    /// Whether a pod that was made with this bundle knows a registrar with this authority no more.
+    fn strands(bundle: String, serving: &Authority) -> bool {
+        let pool = fixture::pool(1);
+        let settings = PodSettings {
+            gate_image: "example/cuda-smoke:1".into(),
+            image_pull_policy: "IfNotPresent".into(),
+            registrar_url: URL.into(),
+            registrar_ca: bundle,
+        };
+        let new = NewRunner {
+            name: "pool-aaaaa".into(),
+            avoids: BTreeSet::new(),
+            shuns: BTreeSet::new(),
+            retest: None,
+        };
+        let pod = build(&pool, pool.spec.as_ref().unwrap(), &settings, &new);
+        is_stranded(&read(&pod), URL, &authorities(&serving.certificate))
+    }
+
+    #[test]
+    fn a_pod_is_stranded_by_an_authority_that_it_does_not_know_and_by_no_rotation() {
+        // Given a pod, and an authority that goes through a rotation
+        let first = Authorities::first(fixture::NOW).unwrap();
+        let made = first.bundle();
+        let begin = first.current.until - SUCCESSION;
+        let step = |of: &Authorities, now| of.rotate(now, Authority::make).unwrap().unwrap();
+        let ahead = step(&first, begin);
+        let after = step(&ahead, begin + NOTICE);
+        assert_ne!(after.current.certificate, first.current.certificate);
+        // Then neither it nor one that is made meanwhile is stranded
+        assert!(!strands(made.clone(), &first.current));
+        assert!(!strands(made.clone(), &ahead.current));
+        assert!(!strands(ahead.bundle(), &after.current));
+        assert!(!strands(after.bundle(), &first.current));
+        // When the authority is lost, then the pod is, and so is one that is older than the notice
+        let lost = Authorities::first(fixture::NOW).unwrap();
+        assert!(strands(made.clone(), &lost.current));
+        assert!(strands(made, &after.current));
+        // And of one that says nothing, nothing is known
+        assert!(!strands(String::new(), &lost.current));
+    }
 }

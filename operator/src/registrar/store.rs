@@ -1,6 +1,6 @@
 //! The Secret of the authorities and of the tickets' key: all replicas of the operator have the same.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use super::ca::{Authorities, Authority, CaError};
 use super::tls::{self, Served, TlsError};
 use super::{ServerNames, TicketKey};
 use crate::insist::{insist, passes};
+use cuda_runner_plan::model::runner::authorities;
 
 /// Name of the Secret.
 pub const SECRET: &str = "cuda-runner-registrar-ca";
@@ -117,6 +118,12 @@ impl CaStore {
     #[must_use]
     pub fn bundle(&self) -> Arc<str> {
         Arc::clone(&self.lock().bundle)
+    }
+
+    /// The authority that signs, as [`authorities`] has it.
+    #[must_use]
+    pub fn serving(&self) -> BTreeSet<u64> {
+        authorities(&self.lock().shared.authorities.current.certificate)
     }
 
     /// The key of tickets.

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use cudarunner_crds::RunnerPhase;
 pub use gate_report::contract::{GPU, MAIN, PREPARE, RUNNER};
@@ -80,8 +81,9 @@ pub struct Runner {
     /// The address at which it registers; unknown of a pod that an older version of the operator made.
     pub url: Option<String>,
     /// The registrar that its pod knows.
-    pub registrar: Option<String>,
-    /// Whether that is another operator's, which does not answer it any more. The watch does not tell; the observation does.
+    pub registrar: Option<Box<KnownRegistrar>>,
+    /// Whether nobody answers there any more whom its pod knows: it is another operator's address, or none of the authorities
+    /// signs any more. The watch does not tell; the observation does.
     pub is_stranded: bool,
     /// What was told of it; unknown before this process has stored a status. The watch does not tell; the memory does.
     pub told: Option<Told>,
@@ -223,6 +225,31 @@ impl fmt::Display for Waiting {
         }
         write!(f, ": {}", self.message)
     }
+}
+
+/// The registrar as a pod was made with it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct KnownRegistrar {
+    /// Its address.
+    pub url: String,
+    /// The authorities that sign for it, see [`authorities`].
+    pub authorities: BTreeSet<u64>,
+}
+
+/// A hash of each certificate of a bundle, by which bundles are compared within a process.
+#[must_use]
+pub fn authorities(bundle: &str) -> BTreeSet<u64> {
+    /// No bundle of ours has more.
+    const MOST: usize = 8;
+    const END: &str = "-----END CERTIFICATE-----";
+    let all = bundle.split_inclusive(END).map(str::trim);
+    let whole = all.filter(|pem| pem.ends_with(END)).take(MOST);
+    let hash = |pem: &str| {
+        let mut hasher = DefaultHasher::new();
+        pem.hash(&mut hasher);
+        hasher.finish()
+    };
+    whole.map(hash).collect()
 }
 
 impl Runner {
