@@ -267,7 +267,7 @@ fn verification(out: &mut String, status: &VerificationStatus, now: Timestamp) {
     let since = status.ended.as_ref().unwrap_or(&status.since);
     let _ = writeln!(
         out,
-        "  {:?}{}, {} ago",
+        "  {}{}, {} ago",
         status.state,
         reason.unwrap_or_default(),
         span(since.0, now)
