@@ -116,7 +116,7 @@ fn until_verdict(
                 });
             }
             Next::Stands(Which::Last, fault) => {
-                let mut failure = stop.failure(fault, report);
+                let mut failure = stop.failure(fault, context, report);
                 // What the driver said stays a fact, whatever the device files add.
                 failure.code = said;
                 if fault.again == Again::Wait && earlier.is_some() {
@@ -127,21 +127,19 @@ fn until_verdict(
                         " It was so for all of the {waited} s that the gate waited."
                     );
                 }
-                failure.shared = context.shared;
                 return Err(failure.into());
             }
             Next::Stands(Which::First, fault) => {
                 let Some(first) = earlier else {
-                    return Err(stop.failure(fault, report).into());
+                    return Err(stop.failure(fault, context, report).into());
                 };
                 report.devices = first.devices;
-                let mut failure = first.stop.failure(fault, report);
+                let mut failure = first.stop.failure(fault, context, report);
                 let second = &stop.detail;
                 let _ = write!(
                     failure.message,
                     " A second try in a new process failed as well: {second}."
                 );
-                failure.shared = context.shared;
                 return Err(failure.into());
             }
         }
@@ -377,7 +375,7 @@ impl Stop {
         })
     }
 
-    fn failure(&self, fault: Fault, report: &Report) -> Failure {
+    fn failure(&self, fault: Fault, context: Context, report: &Report) -> Failure {
         let device = self.place.device;
         let mut message = format!("{}. {}", capitalised(&self.detail), fault.meaning);
         if let (Class::Node | Class::Device | Class::Transient, Some(driver)) =
@@ -409,7 +407,7 @@ impl Stop {
             message,
             advice: fault.advice.into(),
             confidence: fault.confidence,
-            shared: false,
+            shared: context.shared,
         }
     }
 }
@@ -483,8 +481,9 @@ mod tests {
             detail: "cuInit returned 999".into(),
         };
         let message = |report: &Report| {
-            let fault = stop.cause.meaning(Context::at(Step::Init));
-            stop.failure(fault, report).message
+            let context = Context::at(Step::Init);
+            stop.failure(stop.cause.meaning(context), context, report)
+                .message
         };
         assert!(message(&report).contains("/dev/nvidia-uvm is not"));
         report.driver = Some(Driver {

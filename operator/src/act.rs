@@ -423,8 +423,8 @@ impl Executor<'_> {
     async fn place_of(&self, url: Option<&str>) -> Result<Place, ActError> {
         let spec = self.pool.spec.as_ref().ok();
         let status = &self.pool.status;
-        // Of a spec that cannot be read the last address counts: its client is remembered.
         let label = self.pool.ownership_label();
+        // Of a spec that cannot be read the last address counts: its client is remembered.
         let now_at = spec.map(|spec| spec.url.to_string());
         let now_at = now_at.or_else(|| status.registered_at.clone());
         // Whoever may write pods can write another address into one: only those count at which the pool has been.

@@ -133,8 +133,7 @@ async fn served(ctx: &Ctx, pool: &str, by: (&str, &str)) -> Result<()> {
 
 /// `kubectl cudarunner top` puts together what both say: no operator's runner is a stranger's, and the pool of neither is there.
 async fn shown_together(ctx: &Ctx) -> Result<()> {
-    // The Services lead to the pages a moment after the pods are ready
-    // ... and what they show is a moment behind
+    // The Services lead to the pages a moment after the pods are ready, and what these show is a moment behind
     let mut document = Value::Null;
     let together = ctx
         .wait_for("both operators' documents", SOON, async || {

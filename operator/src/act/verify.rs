@@ -15,16 +15,14 @@ pub(super) fn answered(
     now: Timestamp,
 ) {
     facts.sent = Some(now);
+    let is_sent = answer.as_ref().map_or_else(Error::leaves_doubt, |_| true);
+    if is_sent {
+        facts.dispatch = Dispatch::Sent;
+        facts.times_sent = facts.times_sent.saturating_add(1);
+    }
     match answer {
-        Ok(run) => {
-            facts.run_id = run;
-            facts.dispatch = Dispatch::Sent;
-            facts.times_sent = facts.times_sent.saturating_add(1);
-        }
-        Err(error) if error.leaves_doubt() => {
-            facts.dispatch = Dispatch::Sent;
-            facts.times_sent = facts.times_sent.saturating_add(1);
-        }
+        Ok(run) => facts.run_id = run,
+        Err(_) if is_sent => {}
         Err(error) if error.is_transient() => {
             facts.trouble = Some(error.to_string());
             facts.next_look = Some(now.after(error.pause(now).unwrap_or(SLOW_POLL)));
