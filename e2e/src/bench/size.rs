@@ -1,4 +1,4 @@
-//! What the images add to their bases: one binary each, as the suite `images` holds them to.
+//! What the images add to their bases: these binaries and nothing else, as the suite `images` holds them to.
 
 use anyhow::{Context as _, Result};
 
@@ -14,22 +14,34 @@ const MIB: f64 = 1024.0 * 1024.0;
 /// The sizes of the published binaries.
 pub(super) fn run(run: &Run) -> Result<Vec<Figure>> {
     run.story.step("sizes");
-    let figure = |binary: &str, budget: f64| {
-        let file = artifact(PROFILE, binary);
-        let bytes = std::fs::metadata(&file)
-            .with_context(|| format!("cannot look at {}", file.display()))?
-            .len();
+    let figure = |name: &str, binaries: &[&str], budget: f64| {
+        let mut bytes = 0;
+        for binary in binaries {
+            let file = artifact(PROFILE, binary);
+            bytes += std::fs::metadata(&file)
+                .with_context(|| format!("cannot look at {}", file.display()))?
+                .len();
+        }
         anyhow::Ok(Figure {
-            name: format!("size of {binary}, all that its image adds to the base"),
+            name: format!("size of {name}"),
             unit: "MiB",
             ours: vec![number(usize::try_from(bytes)?)? / MIB],
             floor: vec![],
             budget: Some(Budget::AtMost(budget)),
         })
     };
+    let operator = "cuda-runner-operator";
     Ok(vec![
-        figure("cuda-runner-operator", 25.0)?,
-        // The binary itself is held to less than the image's 5 MiB.
-        figure("cuda-smoke", 3.5)?,
+        figure(
+            &format!("{operator}, all that its image adds to the base"),
+            &[operator],
+            25.0,
+        )?,
+        figure("cuda-smoke", &["cuda-smoke"], 3.5)?,
+        figure(
+            "cuda-smoke and runner-init, all that the gate's image adds to the base",
+            &["cuda-smoke", "runner-init"],
+            5.0,
+        )?,
     ])
 }

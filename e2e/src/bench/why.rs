@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use super::{
     Bed, PROFILE, Run,
@@ -43,14 +43,17 @@ pub(super) async fn run(run: &Run) -> Result<Vec<Figure>> {
             ctx.cluster.github, ctx.repository
         );
         // A look at the pool has the queue read.
+        let mut last = String::new();
         wait_for("the job to be known", LIMIT, async || {
             why(&ctx, &["pool".to_owned()]).await?;
-            let said = why(&ctx, std::slice::from_ref(&job)).await;
-            Ok(said
-                .is_ok_and(|(_, said)| said.contains("no pool takes it"))
-                .then_some(()))
+            last = match why(&ctx, std::slice::from_ref(&job)).await {
+                Ok((_, said)) => said,
+                Err(error) => format!("{error:#}"),
+            };
+            Ok(last.contains("no pool takes it").then_some(()))
         })
-        .await?;
+        .await
+        .with_context(|| format!("`why` last said: {last}"))?;
         let mut questions = questions(&ctx, job);
         for _ in 0..run.runs * ASKED {
             for question in &mut questions {
@@ -106,13 +109,15 @@ fn questions(ctx: &Ctx, job: String) -> [Question; 3] {
     ]
 }
 
-/// How long the plugin takes for this question, in seconds, and its answer.
+/// How long the plugin takes for this question, in seconds, and its answer in one line: it breaks lines anywhere.
 async fn why(ctx: &Ctx, question: &[String]) -> Result<(f64, String)> {
     let mut why = Command::new(artifact(PROFILE, "kubectl-cudarunner"));
     why.env("KUBECONFIG", ctx.cluster.kubeconfig());
     why.arg("why").args(question);
     why.args(["--namespace", &ctx.namespace]);
-    timed(why).await
+    let (took, said) = timed(why).await?;
+    let words: Vec<&str> = said.split_whitespace().collect();
+    Ok((took, words.join(" ")))
 }
 
 /// How long a program runs, in seconds, and what it prints.
