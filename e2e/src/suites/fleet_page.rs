@@ -26,6 +26,31 @@ const IN_THE_PICTURE: usize = 4;
 /// By then a page of so many is there, in milliseconds, on a machine that has other things to do as well. The bench's row `page`
 /// measures the server's part.
 const RENDERED: f64 = 3000.0;
+/// The width of a narrow screen, in pixels.
+const NARROW: u32 = 360;
+/// The text whose contrast to its ground is less than 4.5, which is the least for people who see less well.
+/// <https://www.w3.org/TR/WCAG22/#contrast-minimum>
+const FAINT: &str = r"(() => {
+    const parts = (colour) => colour.match(/[\d.]+/g).map(Number);
+    const light = ([r, g, b]) => [r, g, b]
+        .map((part) => part / 255)
+        .map((part) => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4)
+        .reduce((sum, part, n) => sum + part * [0.2126, 0.7152, 0.0722][n], 0);
+    const ground = (element) => {
+        const colour = parts(getComputedStyle(element).backgroundColor);
+        return colour[3] === 0 && element.parentElement ? ground(element.parentElement) : colour;
+    };
+    const contrast = (element) => {
+        const both = [parts(getComputedStyle(element).color), ground(element)].map(light);
+        return (Math.max(...both) + 0.05) / (Math.min(...both) + 0.05);
+    };
+    const has_text = (element) => [...element.childNodes]
+        .some((node) => node.nodeType === Node.TEXT_NODE && node.textContent.trim());
+    return [...document.body.querySelectorAll('*')]
+        .filter((element) => has_text(element) && element.getClientRects().length > 0)
+        .filter((element) => contrast(element) < 4.5)
+        .map((element) => `${element.textContent.trim()}: ${contrast(element).toFixed(1)}`);
+})()";
 /// The standard's code points of keys.
 const TAB: &str = "\u{e004}";
 const ENTER: &str = "\u{e007}";
@@ -286,40 +311,68 @@ async fn photographed(ctx: &Ctx, page: &Page, origin: &str) -> Result<()> {
             browser.size(1200, 800)?;
             browser.size(1200, height(browser)?)?;
             fs::write(pictures.join("fleet.png"), browser.picture()?)?;
-            browser.size(360, 700)?;
-            let wide = browser.look("document.documentElement.scrollWidth")?;
-            ensure!(
-                wide.as_u64() <= Some(360),
-                "a narrow screen shows {wide} pixels"
-            );
+            browser.size(NARROW, 700)?;
             let right = "Math.ceil(document.querySelector('td.why').getBoundingClientRect().right)";
             let right = browser.look(right)?;
             ensure!(
-                right.as_u64() <= Some(360),
+                right.as_u64() <= Some(NARROW.into()),
                 "why a job waits ends at {right} pixels"
             );
-            browser.size(360, height(browser)?)?;
+            browser.size(NARROW, height(browser)?)?;
             fs::write(pictures.join("fleet-narrow.png"), browser.picture()?)?;
             browser.look("document.querySelector('a.failed, a.quarantined').getAttribute('href')")
         })
         .await?;
     // The GPU's own page, where its history is
     let broken = broken.as_str().context("the broken GPU has no page")?;
-    page.open_at(&format!("{origin}{broken}")).await?;
+    let device = format!("{origin}{broken}");
+    let pool = format!("{origin}pool?namespace={}&name=train", ctx.namespace);
+    for url in [origin, &pool, &format!("{origin}hours"), &device] {
+        page.open_at(url).await?;
+        let of_page = url.to_owned();
+        page.ask(move |browser| is_readable(browser).context(of_page))
+            .await?;
+    }
     page.shows("its gate", "eval-").await?;
     let pictures = self::pictures(ctx)?;
     page.ask(move |browser| {
         browser.size(1200, 800)?;
-        let light = browser.look("getComputedStyle(document.body).backgroundColor")?;
         browser.dark(true)?;
-        let dark = browser.look("getComputedStyle(document.body).backgroundColor")?;
-        ensure!(light != dark, "{light} by day and by night");
         browser.size(1200, height(browser)?)?;
         fs::write(pictures.join("device.png"), browser.picture()?)?;
         browser.dark(false)?;
         browser.size(1200, 800)
     })
     .await
+}
+
+/// A page fits a narrow screen, and its text can be read on its ground, in the light and in the dark.
+fn is_readable(browser: &Browser) -> Result<()> {
+    let ground = "getComputedStyle(document.body).backgroundColor";
+    let light = browser.look(ground)?;
+    for dark in [false, true] {
+        browser.dark(dark)?;
+        let now = browser.look(ground)?;
+        ensure!(
+            (now != light) == dark,
+            "{light}, and where it is dark: {dark}, {now}"
+        );
+        for width in [1200, NARROW] {
+            browser.size(width, 800)?;
+            let wide = browser.look("document.documentElement.scrollWidth")?;
+            ensure!(
+                wide.as_u64() <= Some(width.into()),
+                "a screen of {width} pixels shows {wide}"
+            );
+            let faint = browser.look(FAINT)?;
+            let faint = faint.as_array().context("no list of faint text")?;
+            ensure!(
+                faint.is_empty(),
+                "dark: {dark}, too little contrast: {faint:?}"
+            );
+        }
+    }
+    browser.dark(false)
 }
 
 /// How high a picture is that shows all of the page, or much of it.

@@ -1,6 +1,7 @@
 //! The operator's metrics say what has happened, and nothing of a pool that is gone.
 
 use anyhow::{Context as _, Result, ensure};
+use cudarunner_crds::LOOK_AGAIN;
 use serde_json::json;
 
 use super::{Ctx, SOON};
@@ -44,7 +45,36 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     requests_are_those_that_github_saw(ctx, mark).await?;
 
     a_failed_gate(ctx).await?;
+    what_waits(ctx).await?;
     what_a_pool_can_run(ctx).await
+}
+
+async fn what_waits(ctx: &Ctx) -> Result<()> {
+    // Given a busy runner, and a job that waits for it; when somebody has the queue read
+    let held = ctx.hold("held").await?;
+    ctx.picked_up(held).await?;
+    let waits = ctx.queue("waits", "true").await?;
+    ctx.annotate("pool", LOOK_AGAIN, "now").await?;
+    // Then one job waits, and for how long
+    shown(ctx, &series(ctx, "queued_jobs", "pool", ""), |jobs| {
+        jobs == 1
+    })
+    .await?;
+    let age = series(ctx, "oldest_queued_job_seconds", "pool", "");
+    shown(ctx, &age, |age| age >= 1).await?;
+    // And when it is over, then none does
+    ctx.github.release(held).await?;
+    ctx.succeeded(waits).await?;
+    ctx.annotate("pool", LOOK_AGAIN, "again").await?;
+    shown(ctx, &series(ctx, "queued_jobs", "pool", ""), |jobs| {
+        jobs == 0
+    })
+    .await?;
+    ensure!(
+        value(&page(ctx).await?, &age).is_none(),
+        "no job waits, and the oldest has an age"
+    );
+    Ok(())
 }
 
 async fn what_a_pool_can_run(ctx: &Ctx) -> Result<()> {
@@ -59,6 +89,14 @@ async fn what_a_pool_can_run(ctx: &Ctx) -> Result<()> {
         let series = series(ctx, metric, "elastic", labels);
         shown(ctx, &series, |value| value == 1).await?;
     }
+    // When it may have more than there are GPUs, then these are what limits it
+    let many = json!({"scaling": {"maxRunners": 64}});
+    ctx.apply(&ctx.pool("elastic", many)).await?;
+    let limit = series(ctx, "job_capacity_limit", "elastic", r#",limit="GPUs""#);
+    shown(ctx, &limit, |value| value == 1).await?;
+    let page = page(ctx).await?;
+    let can_run = value(&page, &series(ctx, "job_capacity", "elastic", ""));
+    ensure!(can_run.is_some_and(|jobs| jobs < 64), "{can_run:?}");
     ctx.delete("elastic").await
 }
 
