@@ -44,8 +44,8 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     // And as many requests are counted as GitHub has seen
     requests_are_those_that_github_saw(ctx, mark).await?;
 
-    a_failed_gate(ctx).await?;
     what_waits(ctx).await?;
+    a_failed_gate(ctx).await?;
     what_a_pool_can_run(ctx).await
 }
 
