@@ -74,7 +74,8 @@ impl Client {
         }
     }
 
-    /// What became of the last delivery, in GitHub's words, where it failed.
+    /// What became of the last delivery, in GitHub's words, where it failed. GitHub follows no redirect, so
+    /// whatever is not 2xx brought no event here.
     pub async fn last_failure(&self, hook: u64) -> Result<Option<String>, Error> {
         let path = format!(
             "{}/hooks/{hook}/deliveries?per_page=1",
@@ -86,7 +87,7 @@ impl Client {
         };
         let last: Option<AtMost<Delivery, 1>> = self.ask_tagged(path, &what).await?;
         let last = last.and_then(|last| last.0.into_iter().next());
-        let failed = last.filter(|last| last.status_code >= 400);
+        let failed = last.filter(|last| !(200..300).contains(&last.status_code));
         Ok(failed.map(|last| {
             let word = last.status.unwrap_or_default();
             let word = gate_report::clean(&word, 100);
