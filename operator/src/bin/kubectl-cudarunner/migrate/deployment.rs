@@ -149,12 +149,14 @@ pub(super) fn resource(
         .iter()
         .position(|scaler| scaler.target == draft.name);
     if let Some(scaler) = of_this.map(|at| scalers.remove(at)) {
-        let usual = scaler.min.unwrap_or_default().min(super::MOST_RUNNERS);
+        let path = scaler.path.replace("max", "min");
+        let usual = super::at_most(scaler.min.unwrap_or_default(), &path, notes);
         let (min, schedule) = schedule::windows(&scaler.overrides, usual, notes);
         draft.schedule = schedule;
         draft.scale(Some(min), scaler.max, &scaler.path, notes);
     } else {
-        draft.replicas = Some(replicas.unwrap_or(1).min(super::MOST_RUNNERS));
+        let path = spec.path("replicas");
+        draft.replicas = Some(super::at_most(replicas.unwrap_or(1), &path, notes));
     }
     spec.skip(&[
         "selector",

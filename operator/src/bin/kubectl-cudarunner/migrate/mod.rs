@@ -9,6 +9,7 @@ mod github;
 mod mounts;
 mod nodes;
 mod pod;
+mod release;
 mod runner;
 mod scale_set;
 mod schedule;
@@ -94,6 +95,8 @@ pub(super) fn migrate(text: &str, given: &Given) -> Result<Migrated, String> {
             "RunnerDeployment" | "RunnerSet" => {
                 drafts.push(deployment::resource(document, &mut scalers, &mut notes)?);
             }
+            "HelmRelease" => drafts.extend(release::of_flux(document, &mut notes)?),
+            "Application" => drafts.extend(release::of_argo(document, &mut notes)?),
             "" if document.has("githubConfigUrl") => {
                 drafts.push(scale_set::values(document, given, &mut notes)?);
             }
@@ -115,7 +118,7 @@ pub(super) fn migrate(text: &str, given: &Given) -> Result<Migrated, String> {
         scaler.unused(&mut notes);
     }
     if drafts.is_empty() {
-        return Err("nothing here describes runners: an AutoscalingRunnerSet, the values of a gha-runner-scale-set, a RunnerDeployment or a RunnerSet does".to_owned());
+        return Err("nothing here describes runners: an AutoscalingRunnerSet, the values of a gha-runner-scale-set, a HelmRelease or an Application with such values, a RunnerDeployment or a RunnerSet does".to_owned());
     }
     let written = drafts
         .into_iter()
@@ -269,7 +272,7 @@ impl Draft {
 
     /// The number of runners follows the queue, within what a CudaRunner may have.
     fn scale(&mut self, min: Option<i64>, max: Option<i64>, path: &str, notes: &mut Notes) {
-        let min = min.unwrap_or_default().clamp(0, MOST_RUNNERS);
+        let min = at_most(min.unwrap_or_default(), &path.replace("max", "min"), notes);
         let most_wait = self.schedule.iter().map(|window| window.min_runners.into());
         let most_wait = most_wait.fold(min.max(1), i64::max);
         let max = max.unwrap_or_else(|| {
@@ -280,19 +283,32 @@ impl Draft {
             );
             limit
         });
-        if max > MOST_RUNNERS {
-            notes.say(
-                path,
-                "a CudaRunner has at most 10,000 runners: scaling.maxRunners is 10000",
-            );
+        let within = at_most(max, path, notes).max(most_wait);
+        if within > max {
+            let why = if most_wait > 1 {
+                "it is less than the runners that wait without a job"
+            } else {
+                "a CudaRunner may have at least one: of a pool that is to have none, set spec.replicas to 0 instead of spec.scaling"
+            };
+            notes.say(path, &format!("{why}: scaling.maxRunners is {within}"));
         }
-        let max = max.clamp(most_wait, MOST_RUNNERS);
-        let mut scaling = json!({"minRunners": min, "maxRunners": max});
+        let mut scaling = json!({"minRunners": min, "maxRunners": within});
         if !self.schedule.is_empty() {
             scaling["schedule"] = json!(self.schedule);
         }
         self.scaling = Some(scaling);
     }
+}
+
+/// A number of runners that a CudaRunner may have. Where it is another one, that is told.
+fn at_most(number: i64, path: &str, notes: &mut Notes) -> i64 {
+    if number > MOST_RUNNERS {
+        notes.say(
+            path,
+            "a CudaRunner has at most 10,000 runners: that many are taken",
+        );
+    }
+    number.clamp(0, MOST_RUNNERS)
 }
 
 /// Name and namespace of a resource of ARC's, of which more is said nowhere.

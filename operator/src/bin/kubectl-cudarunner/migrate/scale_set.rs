@@ -87,14 +87,17 @@ pub(super) fn resource(mut given: Fields, notes: &mut Notes) -> Result<Draft, St
     Ok(draft)
 }
 
-/// The CudaRunner for the values of the chart gha-runner-scale-set.
+/// The CudaRunner for the values of the chart gha-runner-scale-set. What is around them, a release or the command line, has the
+/// name and the namespace that they do not have.
 pub(super) fn values(
     mut given: Fields,
-    command_line: &Given,
+    around: &Given,
     notes: &mut Notes,
 ) -> Result<Draft, String> {
     let mut draft = Draft {
-        namespace: given.text("namespaceOverride", notes),
+        namespace: given
+            .text("namespaceOverride", notes)
+            .or_else(|| around.namespace.clone()),
         ..Draft::default()
     };
     let name = given.text("runnerScaleSetName", notes);
@@ -102,7 +105,7 @@ pub(super) fn values(
     name_it(
         &mut draft,
         &mut labels,
-        name.or_else(|| command_line.name.clone()),
+        name.or_else(|| around.name.clone()),
     )?;
     common(&mut draft, labels, &mut given, notes)?;
     given.end(notes);

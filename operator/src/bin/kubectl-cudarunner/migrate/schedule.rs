@@ -60,7 +60,8 @@ fn read_one(mut given: Fields, notes: &mut Notes) -> Result<Override, &'static s
     let mut rule = given.object("recurrenceRule");
     let times = ["startTime", "endTime"].map(|field| given.text(field, notes));
     let min = given.number("minReplicas", notes);
-    let min = min.map(|min| min.min(super::MOST_RUNNERS));
+    let path = given.path("minReplicas");
+    let min = min.map(|min| super::at_most(min, &path, notes));
     let frequency = rule.text("frequency", notes);
     let until = rule.take("untilTime");
     rule.end(notes);

@@ -24,16 +24,23 @@ macro_rules! file {
     };
 }
 
-const FILES: [(&str, &str, Option<&str>); 31] = [
+const FILES: [(&str, &str, Option<&str>); 41] = [
+    file!("argo-application", None),
+    file!("argo-two-sources", None),
     file!("arm64", None),
     file!("arm64-by-affinity", None),
+    file!("caches-on-the-node", None),
     file!("claims-of-two-kinds", None),
     file!("deployment-docker-config", None),
     file!("deployment-sub-paths", None),
     file!("dind", None),
     file!("dind-hardened", None),
     file!("dind-written-out", None),
+    file!("dns-of-its-own", None),
+    file!("gpu-defaults", Some("gpu-22.04")),
     file!("gpu-node-selector", None),
+    file!("helm-release", None),
+    file!("helm-release-values-from", None),
     file!("inline-secret", None),
     file!("kube-init", None),
     file!("kube-init-written-out", None),
@@ -43,8 +50,10 @@ const FILES: [(&str, &str, Option<&str>); 31] = [
     file!("listener-and-labels", None),
     file!("long-comments", Some("large")),
     file!("no-limit", Some("Train_8xH100")),
+    file!("no-runners", None),
     file!("not-for-templates", None),
     file!("own-hooks", None),
+    file!("podman-in-the-runner", None),
     file!("proxy-and-authority", None),
     file!("rendered", None),
     file!("resource-with-claim", None),
@@ -56,6 +65,7 @@ const FILES: [(&str, &str, Option<&str>); 31] = [
     file!("shared-memory", None),
     file!("sidecars", None),
     file!("toolcache", Some("gpu-24.04")),
+    file!("users-by-number", Some("wolfi")),
 ];
 
 fn given(name: Option<&str>) -> Given {
@@ -210,6 +220,116 @@ fn what_the_operator_would_refuse_is_told() {
     let text = "githubConfigUrl: https://github.com/acme\ngithubConfigSecret: s\nrunnerScaleSetName: gpu\ntemplate: {spec: {nodeSelectr: {a: b}}}\n";
     let notes = migrate(text, &Given::default()).unwrap().notes;
     assert!(notes.iter().any(|n| n.contains("nodeSelectr")), "{notes:?}");
+}
+
+#[test]
+fn a_number_of_runners_that_becomes_another_one_is_told() {
+    for (min, max, scaling, told) in [
+        (0, 8, (0, 8), None),
+        (3, 3, (3, 3), None),
+        (
+            0,
+            0,
+            (0, 1),
+            Some("maxRunners: a CudaRunner may have at least one"),
+        ),
+        (
+            5,
+            2,
+            (5, 5),
+            Some("maxRunners: it is less than the runners that wait"),
+        ),
+        (
+            5,
+            0,
+            (5, 5),
+            Some("maxRunners: it is less than the runners that wait"),
+        ),
+        (
+            0,
+            20_000,
+            (0, 10_000),
+            Some("maxRunners: a CudaRunner has at most 10,000"),
+        ),
+        (
+            20_000,
+            20_000,
+            (10_000, 10_000),
+            Some("minRunners: a CudaRunner has at most 10,000"),
+        ),
+    ] {
+        let text = format!(
+            "githubConfigUrl: https://github.com/acme\ngithubConfigSecret: s\nrunnerScaleSetName: gpu\nminRunners: {min}\nmaxRunners: {max}\ntemplate: {{spec: {{containers: [{{name: runner, resources: {{limits: {{nvidia.com/gpu: 1}}}}}}]}}}}\n"
+        );
+        let migrated = migrate(&text, &Given::default()).unwrap();
+        let (least, most) = scaling;
+        let written = format!("maxRunners: {most}\n    minRunners: {least}\n");
+        assert!(migrated.yaml.contains(&written), "{}", migrated.yaml);
+        let notes = migrated.notes;
+        match told {
+            None => assert_eq!(notes, Vec::<String>::new()),
+            Some(told) => assert!(notes.iter().any(|n| n.starts_with(told)), "{notes:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_release_gives_name_and_namespace_where_its_values_have_none() {
+    let values = "githubConfigUrl: https://github.com/acme";
+    let flux = |spec: &str| {
+        format!(
+            "kind: HelmRelease\nmetadata: {{name: a, namespace: b}}\nspec: {{values: {{{values}}}{spec}}}\n"
+        )
+    };
+    let argo = |source: &str| {
+        format!(
+            "kind: Application\nmetadata: {{name: a, namespace: argocd}}\nspec: {{{source}, destination: {{namespace: b}}}}\n"
+        )
+    };
+    for (text, name, namespace) in [
+        (flux(""), "a", "b"),
+        (flux(", releaseName: c"), "c", "b"),
+        (flux(", targetNamespace: d"), "d-a", "d"),
+        (flux(", targetNamespace: d, releaseName: c"), "c", "d"),
+        (
+            argo(&format!("source: {{helm: {{valuesObject: {{{values}}}}}}}")),
+            "a",
+            "b",
+        ),
+        (
+            argo(&format!(
+                "source: {{helm: {{releaseName: c, values: \"{values}\"}}}}"
+            )),
+            "c",
+            "b",
+        ),
+        (
+            argo(&format!(
+                "sources: [{{ref: x}}, {{helm: {{releaseName: c, values: \"{values}\"}}}}]"
+            )),
+            "c",
+            "b",
+        ),
+    ] {
+        let migrated = migrate(&text, &Given::default()).unwrap();
+        let metadata = format!("metadata:\n  name: {name}\n  namespace: {namespace}\n");
+        assert!(migrated.yaml.contains(&metadata), "{text}{}", migrated.yaml);
+    }
+    // One of something else is told, and is no error beside a scale set
+    let other = "kind: HelmRelease\nmetadata: {name: arc}\nspec: {values: {replicaCount: 2}}\n";
+    let refused = migrate(other, &Given::default()).unwrap_err();
+    assert!(
+        refused.contains("nothing here describes runners"),
+        "{refused}"
+    );
+    let both = migrate(&format!("{other}---\n{}", flux("")), &Given::default()).unwrap();
+    assert!(
+        both.notes
+            .iter()
+            .any(|n| n.starts_with("HelmRelease arc: it has no values")),
+        "{:?}",
+        both.notes
+    );
 }
 
 #[test]
