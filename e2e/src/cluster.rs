@@ -102,6 +102,16 @@ pub fn may_have_node() -> bool {
     rustix::process::geteuid().is_root()
 }
 
+/// What a first run has to do before a cluster can start, in this order.
+fn ahead(options: Options) -> Result<Vec<(String, Duration)>> {
+    let mut parts = Tools::missing(options.kubernetes)?;
+    if options.node {
+        parts.splice(..0, tools::packages_ahead());
+        parts.extend(images::missing(options.profile)?);
+    }
+    Ok(parts)
+}
+
 impl Cluster {
     /// Makes a cluster: control plane, the real node where possible, simulated nodes. No operator yet. It belongs to
     /// this process, and may be removed by anyone once this process is gone, until it is told to [`keep`](Self::keep).
@@ -117,16 +127,13 @@ impl Cluster {
             );
         }
         let real = options.node;
-        if real {
-            tools::ensure_packages(story)?;
-        } else if !may_have_node() {
+        if !real && !may_have_node() {
             story.step("SKIPPED: the real node, which needs root. There is one simulated node, for pods that tolerate kwok.x-k8s.io/node, and no container runs: no gate, no job; no image is built, and the suites that need pods are left out");
         }
-        let mut ahead = Tools::missing(options.kubernetes)?;
+        story.expect(ahead(options)?);
         if real {
-            ahead.extend(images::missing(options.profile)?);
+            tools::ensure_packages(story)?;
         }
-        story.expect(ahead);
         let tools = Tools::ensure(options.kubernetes, story)?;
         let images = if real {
             let story = story.clone();

@@ -85,16 +85,21 @@ impl Story {
         });
     }
 
-    /// What there is to build before anything can happen, each part with the time that it takes on two cores.
+    /// What there is to install and to build before anything can happen, each part with the time that it takes on two cores.
     pub fn expect(&self, parts: Vec<(String, Duration)>) {
         self.told().ahead.expect(parts);
     }
 
     /// Builds a part, and says meanwhile how far that is.
     pub fn building<T>(&self, part: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.part("building", part, work)
+    }
+
+    /// Does what there is to do for a part, and says meanwhile how far that is.
+    pub fn part<T>(&self, doing: &str, part: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
         let at = self.told().ahead.at(part);
         let at = at.map_or_else(String::new, |at| format!(" ({at})"));
-        self.step(&format!("building {part}{at}"));
+        self.step(&format!("{doing} {part}{at}"));
         let start = Instant::now();
         let (over, until) = mpsc::channel::<()>();
         let outcome = std::thread::scope(|scope| {

@@ -1,4 +1,4 @@
-//! How far a first run is: what is still to be built before the story can begin, and how long that takes.
+//! How far a first run is: what is still to be installed and built before the story can begin, and how long that takes.
 
 use std::time::Duration;
 

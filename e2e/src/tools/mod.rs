@@ -21,7 +21,7 @@ use crate::report::Story;
 use once::folder;
 
 pub use arm64::Cross;
-pub use debian::{ensure as ensure_packages, ensure_browser, unpacked};
+pub use debian::{ahead as packages_ahead, ensure as ensure_packages, ensure_browser, unpacked};
 pub use golang::KUBERNETES;
 pub use installed::{cargo_deny, grafana_sdk, mdbook, zizmor};
 pub use once::{lock, once};

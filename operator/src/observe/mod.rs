@@ -163,7 +163,7 @@ fn published(ctx: &Context) -> Option<Arc<Published>> {
 }
 
 /// Whether a device that failed is kept off by a rule.
-fn taints_devices(ctx: &Context) -> bool {
+pub(crate) fn taints_devices(ctx: &Context) -> bool {
     let keeps_off = |t: &Tainting| t.effect == Effect::NoSchedule;
     let may = ctx
         .devices

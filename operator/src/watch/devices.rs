@@ -332,8 +332,84 @@ async fn unserved(
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::convert::Infallible;
+
+    use http::{Request, Response};
+    use kube::client::Body;
     use serde_json::json;
+
+    use super::*;
+    use crate::device_taints::Tainting;
+    use crate::observe::taints_devices;
+    use crate::reconcile::tests::{Cluster, context};
+    use cuda_runner_plan::device_taints::Effect;
+
+    /// An API server that answers every list with this code, and has nothing to tell afterwards.
+    fn answering(code: u16) -> Client {
+        let service = tower::service_fn(move |request: Request<Body>| async move {
+            if request
+                .uri()
+                .query()
+                .unwrap_or_default()
+                .contains("watch=true")
+            {
+                std::future::pending::<()>().await;
+            }
+            let answer = if code == 200 {
+                json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": []})
+            } else {
+                json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "No", "message": "no", "code": code})
+            };
+            let answer = Response::builder()
+                .status(code)
+                .body(Body::from(answer.to_string().into_bytes()));
+            Ok::<_, Infallible>(answer.unwrap())
+        });
+        Client::new(service, "default")
+    }
+
+    #[tokio::test]
+    async fn where_devices_cannot_be_tainted_the_operator_goes_on_and_nodes_are_quarantined() {
+        for (code, is_served) in [(200, true), (403, false), (404, false)] {
+            // Given an API server that serves slices and rules, or not, or not to us
+            let client = answering(code);
+            let devices = Arc::new(Devices::default());
+            let waker = Arc::new(Waker::new().0);
+            let (of_slices, mut slices) = flag::channel(false);
+            let (of_rules, mut rules) = flag::channel(false);
+            let following = futures::future::join(
+                follow_slices(
+                    client.clone(),
+                    Arc::clone(&devices),
+                    vec![],
+                    Arc::clone(&waker),
+                    of_slices,
+                ),
+                follow_rules(client, Arc::clone(&devices), waker, of_rules),
+            );
+            // Then the operator's start waits for neither
+            let filled = async {
+                slices.wait_for(|filled| *filled).await.unwrap();
+                rules.wait_for(|filled| *filled).await.unwrap();
+            };
+            tokio::select! {
+                _ = following => panic!("a watch ended"),
+                () = filled => {}
+            }
+            assert_eq!(devices.is_served(), is_served, "{code}");
+            assert_eq!(devices.published().is_some(), is_served, "{code}");
+
+            // And a device that failed is kept off by a rule, or its node is, as `plan` has it
+            let mut ctx = context(&Cluster::default()).await;
+            let seen = Arc::get_mut(&mut ctx).unwrap();
+            seen.devices = Some(devices);
+            seen.tainting = Some(Tainting {
+                effect: Effect::NoSchedule,
+                owner: "operator".to_owned(),
+            });
+            assert_eq!(taints_devices(&ctx), is_served, "{code}");
+        }
+    }
 
     fn slice(name: &str, generation: i64, of: i64, uuid: &str) -> ResourceSlice {
         serde_json::from_value(json!({
