@@ -153,6 +153,11 @@ impl Story {
         self.told().measures.push(measure);
     }
 
+    /// What was told so far.
+    pub fn events(&self) -> Vec<Event> {
+        self.told().events.clone()
+    }
+
     /// The times kept so far.
     pub fn measures(&self) -> Vec<Measure> {
         self.told().measures.clone()
