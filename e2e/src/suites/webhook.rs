@@ -1,6 +1,6 @@
 //! A pool that is woken by webhooks: at once, and by the right number of runners whatever becomes of deliveries.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use cudarunner_crds::LOOK_AGAIN;
@@ -9,10 +9,11 @@ use github_simulator::{
     state::{Level, Seen},
 };
 use http::Method;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
+use kube::ResourceExt;
 use serde_json::{Value, json};
 
-use super::{Ctx, SOON};
+use super::{Ctx, SOON, context::merge};
 use crate::{deploy, example};
 
 /// A port on the node that is free.
@@ -22,8 +23,15 @@ const SECRET: &str = "hook";
 const VALUE: &str = "a secret that nobody guesses";
 /// The queue is read so soon after an event: long before it would be without.
 const AT_ONCE: Duration = Duration::from_secs(10);
+/// The request by which the operator reads the queue.
+const QUEUE: &str = "/actions/runs?status=queued";
 /// What is lost shows when the queue is read once more, half a minute after an event: long before it would be without.
 const ONCE_MORE: Duration = Duration::from_mins(3);
+
+/// Events of one webhook have the queue read at most every two seconds: after this time without a read they are done with.
+const DONE_WITH: SignedDuration = SignedDuration::from_secs(5);
+/// So long the deliveries of the first trouble are kept back.
+const HELD: SignedDuration = SignedDuration::from_secs(1);
 
 pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     let node = ctx.cluster.link.as_ref().context("no real node")?.node;
@@ -270,54 +278,145 @@ fn of_token(source: &str, secret: Option<&str>) -> Value {
     json!({"github": {"credentialsRef": {"name": "token"}}, "scaling": scaling})
 }
 
-/// Deliveries are repeated, reordered, forged and lost: each job has one runner in the end.
+/// Deliveries are repeated, lost, forged, or come when their job is over: each job has one runner in the end. Each case begins
+/// when the events of the one before are done with, so that nothing but its own deliveries, or the read half a minute after an
+/// event, can find its job.
 async fn troubles(ctx: &Ctx, owner: &Owner<'_>, hook: &str) -> Result<()> {
-    let mut jobs = vec![];
-    let cases = [
-        json!({"repeat": 3, "holdMillis": 1000, "approvals": true}),
-        json!({"forge": true}),
-        json!({"lose": true}),
-    ];
-    for (number, troubles) in cases.into_iter().enumerate() {
-        let settings = json!({"deliveries": troubles});
-        ctx.github.change_settings(&settings).await?;
-        jobs.push(ctx.hold(&format!("trouble-{number}")).await?);
+    repeated(ctx).await?;
+    for (name, troubles) in [("lost", "lose"), ("forged", "forge")] {
+        let (newest, accepted) = (
+            owner.newest(hook, "").await?,
+            results(ctx, "accepted").await?,
+        );
+        trouble(ctx, &json!({troubles: true})).await?;
+        let job = ctx.hold(name).await?;
+        taken(ctx, job).await?;
+        // No delivery has told of it: it was found when the queue was read once more
+        ensure!(
+            results(ctx, "accepted").await? == accepted,
+            "{name}: accepted"
+        );
+        let now = owner.newest(hook, "").await?;
+        ensure!(
+            (now > newest) == (name == "forged"),
+            "{name}: {newest}, {now}"
+        );
+        trouble(ctx, &json!({})).await?;
+        finish(ctx, job).await?;
     }
-    ctx.wait_for("the jobs to be picked up", ONCE_MORE, async || {
-        for job in &jobs {
-            if ctx.github.job(*job).await?.started_at.is_none() {
-                return Ok(None);
-            }
-        }
-        Ok(Some(()))
-    })
-    .await?;
-    let count = ctx.pods().await?.len();
-    ensure!(count == jobs.len() + 1, "{count} runners");
-    let failed = format!("/{hook}/deliveries?status=failure");
-    let failed = owner.ask(Method::GET, &failed, None).await?;
+    let failed = owner.ask(Method::GET, &failures(hook), None).await?;
     ensure!(
         failed[0]["status_code"] == 401,
         "nobody refused what was forged: {failed:#}"
     );
-    ctx.github
-        .change_settings(&json!({"deliveries": {"lose": false, "forge": false}}))
-        .await?;
-    // And what its owner has GitHub deliver once more wakes the pool, and makes no other runner
+    reordered(ctx, owner, hook).await
+}
+
+/// What comes several times, late and with an approval makes one runner.
+async fn repeated(ctx: &Ctx) -> Result<()> {
+    let troubles = json!({"repeat": 3, "holdMillis": HELD.as_millis(), "approvals": true});
+    trouble(ctx, &troubles).await?;
+    let job = ctx.hold("repeated").await?;
+    taken(ctx, job).await?;
+    trouble(ctx, &json!({})).await?;
+    finish(ctx, job).await
+}
+
+/// Where `in_progress` and `completed` of a job come before its `queued`, that makes no other runner.
+async fn reordered(ctx: &Ctx, owner: &Owner<'_>, hook: &str) -> Result<()> {
+    // Given a job whose `queued` was refused, and that runs
     let accepted = results(ctx, "accepted").await?;
-    let again = format!("/{hook}/deliveries/{}/attempts", failed[0]["id"]);
-    owner.ask(Method::POST, &again, Some(&json!({}))).await?;
+    let before = owner.newest(hook, "?status=failure").await?;
+    trouble(ctx, &json!({"forge": true})).await?;
+    let job = ctx.hold("reordered").await?;
+    let queued = ctx
+        .wait_for("its event to be refused", SOON, async || {
+            let failed = owner.ask(Method::GET, &failures(hook), None).await?;
+            let is_new = failed[0]["id"].as_u64() > Some(before);
+            Ok(is_new.then(|| failed[0].clone()))
+        })
+        .await?;
+    ensure!(queued["action"] == "queued", "{queued:#}");
+    trouble(ctx, &json!({})).await?;
+    taken(ctx, job).await?;
+    // When it ends, and both events have come
+    finish(ctx, job).await?;
+    let others = results(ctx, "accepted").await?;
+    ensure!(others >= accepted + 2, "{accepted} accepted, then {others}");
+
+    // When its owner has GitHub deliver the first once more, then it wakes the pool, and makes no other runner
+    let runners = names(ctx).await?;
+    let again = Timestamp::now();
+    let attempt = format!("/{hook}/deliveries/{}/attempts", queued["id"]);
+    owner.ask(Method::POST, &attempt, Some(&json!({}))).await?;
     ctx.wait_for("the delivery once more", SOON, async || {
-        Ok((results(ctx, "accepted").await? > accepted).then_some(()))
+        Ok((results(ctx, "accepted").await? > others).then_some(()))
     })
     .await?;
-    let count = ctx.pods().await?.len();
-    ensure!(count == jobs.len() + 1, "{count} runners");
-    for job in &jobs {
-        ctx.github.release(*job).await?;
-        ctx.succeeded(*job).await?;
-    }
+    at_rest(ctx, again).await?;
+    let now = names(ctx).await?;
+    ensure!(now.is_subset(&runners), "{runners:?}, then {now:?}");
     Ok(())
+}
+
+/// The names of the runners' pods.
+async fn names(ctx: &Ctx) -> Result<BTreeSet<String>> {
+    let pods = ctx.pods().await?;
+    Ok(pods.iter().map(ResourceExt::name_any).collect())
+}
+
+/// What happens to deliveries from now on, and nothing else.
+async fn trouble(ctx: &Ctx, troubles: &Value) -> Result<()> {
+    let mut all = json!({
+        "repeat": 0, "holdMillis": 0, "approvals": false, "lose": false, "forge": false,
+    });
+    merge(&mut all, troubles.clone());
+    let settings = json!({"deliveries": all});
+    ctx.github.change_settings(&settings).await?;
+    Ok(())
+}
+
+/// Waits until the job runs, and until it has a runner beside that of the first job, and there is no other.
+async fn taken(ctx: &Ctx, job: u64) -> Result<()> {
+    ctx.wait_for("the job to be picked up", ONCE_MORE, async || {
+        Ok(ctx.github.job(job).await?.started_at)
+    })
+    .await?;
+    ctx.wait_for("two runners, one for each job", SOON, async || {
+        Ok((ctx.pods().await?.len() == 2).then_some(()))
+    })
+    .await
+}
+
+/// Ends the job, and waits until its events are done with.
+async fn finish(ctx: &Ctx, job: u64) -> Result<()> {
+    let released = Timestamp::now();
+    ctx.github.release(job).await?;
+    ctx.succeeded(job).await?;
+    at_rest(ctx, released).await
+}
+
+/// Waits until the operator has read the queue after this moment, and is done with it.
+async fn at_rest(ctx: &Ctx, after: Timestamp) -> Result<()> {
+    ctx.wait_for(
+        "the queue to be read, and then left alone",
+        SOON,
+        async || {
+            let calls = ctx.own_calls(0).await?;
+            let reads = calls
+                .iter()
+                .filter(|call| call.at > after && call.path.contains(QUEUE));
+            let last = reads.map(|call| call.at).max();
+            let since = last.map(|last| Timestamp::now().duration_since(last));
+            Ok(since.is_some_and(|since| since > DONE_WITH).then_some(()))
+        },
+    )
+    .await
+}
+
+/// The path of the deliveries that failed, newest first.
+fn failures(hook: &str) -> String {
+    format!("/{hook}/deliveries?status=failure")
 }
 
 /// The first time that the operator read the queue after a moment.
@@ -326,7 +425,7 @@ async fn read_of_the_queue(ctx: &Ctx, after: Timestamp, limit: Duration) -> Resu
         let calls = ctx.own_calls(0).await?;
         let mut reads = calls
             .into_iter()
-            .filter(|call| call.at > after && call.path.contains("/actions/runs?status=queued"));
+            .filter(|call| call.at > after && call.path.contains(QUEUE));
         Ok(reads.next_back())
     })
     .await
@@ -375,6 +474,13 @@ impl<'a> Owner<'a> {
         let mut all = all.as_array().cloned().unwrap_or_default();
         all.retain(|hook| hook["config"]["url"] == url);
         Ok(all)
+    }
+
+    /// The number of the newest delivery of a webhook, of those that the query asks for.
+    async fn newest(&self, hook: &str, query: &str) -> Result<u64> {
+        let path = format!("/{hook}/deliveries{query}");
+        let all = self.ask(Method::GET, &path, None).await?;
+        Ok(all[0]["id"].as_u64().unwrap_or_default())
     }
 
     /// Enters a webhook as a person would; gives GitHub's number for it.
