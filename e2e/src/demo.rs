@@ -15,6 +15,7 @@ use github_simulator::{
     state::Conclusion,
 };
 use kube::Client;
+use serde_json::Value;
 
 use crate::{
     cluster::{Cluster, Options, may_have_node},
@@ -35,6 +36,13 @@ const POOL: &str = "tensor-wasm";
 const DEVICES: usize = 4;
 /// Longest wait for one thing.
 const SOON: Duration = Duration::from_mins(2);
+/// From the apply of the example to its first runner.
+pub(crate) const APPLY_TO_ONLINE: &str = "apply to online";
+/// How a job waited, after its name.
+pub(crate) const TO_PICKED_UP: &str = " queued to picked up";
+/// What is said when the example is applied, and how what an Event says begins.
+pub(crate) const APPLIED: &str = "kubectl apply: the example's CudaRunner";
+pub(crate) const EVENT: &str = "  event ";
 /// The port of the fleet page.
 const PAGE: u16 = 8082;
 
@@ -155,15 +163,25 @@ impl Stage<'_> {
 
     /// Waits until GitHub has an idle runner.
     async fn idle(&self) -> Result<String> {
-        wait_for("an idle runner", Duration::from_mins(2), async || {
+        self.runner("an idle runner", |runner| runner["busy"] == false)
+            .await
+    }
+
+    /// Waits until GitHub has a runner online, which may have a job by then.
+    async fn online(&self) -> Result<String> {
+        self.runner("a runner online", |_| true).await
+    }
+
+    async fn runner(&self, what: &str, is_it: impl Fn(&Value) -> bool) -> Result<String> {
+        wait_for(what, Duration::from_mins(2), async || {
             let state = self.github.state().await?;
             let runners = state.passing["runners"]
                 .as_array()
                 .context("GitHub's state lists no runners")?;
-            let mut idle = runners
+            let mut fitting = runners
                 .iter()
-                .filter(|runner| runner["online"] == true && runner["busy"] == false);
-            let name = idle.find_map(|runner| runner["name"].as_str());
+                .filter(|runner| runner["online"] == true && is_it(runner));
+            let name = fitting.find_map(|runner| runner["name"].as_str());
             Ok(name.map(str::to_owned))
         })
         .await
@@ -183,7 +201,7 @@ impl Stage<'_> {
         };
         let waited = Duration::try_from(started.duration_since(job.queued_at)).unwrap_or_default();
         self.story
-            .measure(&format!("{} queued to picked up", job.name), waited);
+            .measure(&format!("{}{TO_PICKED_UP}", job.name), waited);
         let result = log
             .lines()
             .rfind(|line| line.contains("test result:") || line.contains("Finished"));

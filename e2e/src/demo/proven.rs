@@ -9,7 +9,7 @@ use kube::Api;
 use serde_json::Value;
 
 use super::{
-    NAMESPACE, POOL, SOON, Stage,
+    APPLIED, APPLY_TO_ONLINE, NAMESPACE, POOL, SOON, Stage,
     told::{report, told},
 };
 use crate::{simulator, wait::wait_for};
@@ -35,19 +35,20 @@ impl Stage<'_> {
         Ok(())
     }
 
-    /// One `kubectl apply`, and a runner is idle on GitHub.
+    /// One `kubectl apply`, and a runner is online on GitHub.
     pub(super) async fn first_runner(&self, manifest: &Path) -> Result<()> {
         let start = Instant::now();
         self.kubectl(&["apply", "--filename", &manifest.to_string_lossy()])?;
         self.story
-            .step("kubectl apply: the example's CudaRunner, the whole of it, for one runner");
-        let idle = self.idle().await?;
-        self.story.measure("apply to idle", start.elapsed());
+            .step(&format!("{APPLIED}, the whole of it, for one runner"));
+        // It gets a job at once, the first one of the verification: that it is idle nobody may ever see.
+        let online = self.online().await?;
+        self.story.measure(APPLY_TO_ONLINE, start.elapsed());
         self.story.step(&format!(
-            "GitHub has the runner {idle} as idle, with the labels self-hosted and cuda"
+            "GitHub has the runner {online} online, with the labels self-hosted and cuda"
         ));
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), NAMESPACE);
-        for line in told(&report(&pods, &idle).await?) {
+        for line in told(&report(&pods, &online).await?) {
             self.story.step(&format!("  gate: {line}"));
         }
         let resource = format!("cudarunner/{POOL}");

@@ -11,7 +11,7 @@ use kube::{
     runtime::{WatchStreamExt as _, watcher},
 };
 
-use super::{NAMESPACE, SOON};
+use super::{EVENT, NAMESPACE, SOON};
 use crate::{gpu, report::Story, wait::wait_for};
 
 /// Words that are worth saying once, in bytes.
@@ -78,7 +78,7 @@ pub(super) async fn recount(client: Client, story: Story) {
                 event.message.unwrap_or_default(),
             );
             story.step(&format!(
-                "  event {reason}: {}",
+                "{EVENT}{reason}: {}",
                 shortened(&message, &mut said)
             ));
         }
