@@ -27,6 +27,7 @@ mod kubelet_service;
 pub mod kwok;
 pub mod network;
 pub mod node;
+pub mod on_path;
 pub mod paths;
 pub mod process;
 pub mod proxy;

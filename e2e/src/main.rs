@@ -12,8 +12,8 @@ use e2e::{
     cluster::{Cluster, Options},
     demo, deploy, device_plugin, dra_plugin, example, faults,
     helm::{NAMESPACE, RELEASE},
-    images::{Profile, artifact},
-    interrupt, paths, process, removal,
+    images::Profile,
+    interrupt, on_path, paths, process, removal,
     report::Story,
     simulator, suites, supervisor,
     tools::KUBERNETES,
@@ -280,7 +280,7 @@ async fn up(name: &str, options: Options) -> Result<()> {
     println!("export KUBECONFIG={}", cluster.kubeconfig().display());
     println!(
         "export PATH={}:$PATH",
-        on_path(&cluster, options.profile)?.display()
+        on_path::folder(&cluster, options.profile)?.display()
     );
     println!("kubectl apply --filename {}", example.display());
     println!("kubectl --namespace ci get cudarunners,pods --watch");
@@ -304,25 +304,6 @@ async fn up(name: &str, options: Options) -> Result<()> {
     println!("# What to try with all that: docs/guides/playground.md");
     println!("# The end of it: cargo e2e down --name {name}");
     Ok(())
-}
-
-/// A folder with the programs that people use: kubectl with the plugin, and Helm.
-fn on_path(cluster: &Cluster, profile: Profile) -> Result<PathBuf> {
-    let folder = cluster.dir.join("bin");
-    std::fs::create_dir_all(&folder)?;
-    for (name, program) in [
-        ("kubectl", cluster.tools.kubernetes("kubectl")),
-        (
-            "kubectl-cudarunner",
-            artifact(profile, "kubectl-cudarunner"),
-        ),
-        ("helm", cluster.tools.helm()),
-    ] {
-        let program = std::path::absolute(program)?;
-        std::os::unix::fs::symlink(&program, folder.join(name))
-            .with_context(|| format!("cannot link {}", program.display()))?;
-    }
-    Ok(folder)
 }
 
 fn down(name: &str, all: bool) -> Result<()> {

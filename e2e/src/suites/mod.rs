@@ -14,6 +14,7 @@ mod container_faults;
 mod container_jobs;
 pub mod context;
 mod credentials;
+mod demo;
 mod device_taints;
 mod diagnosis;
 mod docs;
@@ -45,6 +46,7 @@ mod neighbour;
 mod node_marks;
 mod permissions;
 mod persistent;
+mod playground;
 mod plugin;
 pub(crate) mod port_forward;
 mod preflight;
@@ -386,7 +388,7 @@ pub const SUITES: &[Suite] = &[
     suite!(
         "schedule",
         [22],
-        "runners wait while a window of time is open",
+        "runners wait while a window of time is open, and one is made when a window opens",
         schedule::run
     ),
     suite!(
@@ -585,6 +587,16 @@ pub const SUITES: &[Suite] = &[
         "by its name alone: the gate for arm64 passes tests under emulation, where Debian's tools for that are to be had",
         arm64::run,
         arm64::lacks
+    ),
+    suite!(by_name "demo",
+        "by its name alone: the demonstration tells its story to the end, and its figures are those of the Events",
+        demo::run,
+        demo::lacks
+    ),
+    suite!(by_name "playground",
+        "by its name alone: the guide of the playground by its own commands: programs on the PATH, a job, broken GPUs, a pull request",
+        playground::run,
+        playground::lacks
     ),
     suite!(last "secrets",
         [],
