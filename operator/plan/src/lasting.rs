@@ -29,8 +29,11 @@ const REMEMBERED: usize = 1000;
 const SUSPECTS: usize = 100;
 
 /// Codes of the driver that may tell of others than the device and its node: out of memory, in exclusive use, and those of
-/// MPS. Where GPUs are shared they are no fault, and a template can cause some of them.
+/// MPS. Neighbours on the device cause some of them, and a template can cause the others.
 pub(super) const OF_OTHERS: [i32; 8] = [2, 46, 805, 806, 807, 808, 809, 810];
+/// Those of them that neighbours cause: where GPUs are shared they are no fault, however long they last. That the MPS server
+/// does not answer, answers badly or is not ready (805 to 807) is no neighbour's doing.
+const OF_NEIGHBOURS: [i32; 5] = [2, 46, 808, 809, 810];
 
 /// What is known of nodes beside the new failures.
 #[derive(Clone, Copy)]
@@ -135,7 +138,7 @@ impl Known<'_> {
         failure: &FailureStatus,
         mut before: impl Iterator<Item = &'a FailureStatus>,
     ) -> bool {
-        if !is_named(failure) || self.is_of_others(failure) || self.was_warming(failure) {
+        if !is_named(failure) || self.is_of_neighbours(failure) || self.was_warming(failure) {
             return false;
         }
         let made = self.made.get(&failure.runner).copied();
@@ -220,12 +223,14 @@ impl Known<'_> {
     }
 
     /// Whether the failure may be the doing of others with whom its GPU is shared: a busy device, or time that ran out.
-    fn is_of_others(self, failure: &FailureStatus) -> bool {
+    fn is_of_neighbours(self, failure: &FailureStatus) -> bool {
         let spec = self.pool.spec.as_ref();
         let is_shared = |gpu| sharing::is_shared(gpu, self.node(failure));
         (failure.shared || spec.is_ok_and(|spec| is_shared(&spec.gpu)))
             && Stored::parse(&failure.reason) == Reason::GateFailed
-            && failure.code.is_none_or(|code| OF_OTHERS.contains(&code))
+            && failure
+                .code
+                .is_none_or(|code| OF_NEIGHBOURS.contains(&code))
     }
 }
 
