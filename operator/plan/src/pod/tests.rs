@@ -63,6 +63,21 @@ fn the_pod_is_as_documented() {
 }
 
 #[test]
+fn the_gate_demands_as_much_free_memory_as_the_spec_does() {
+    let demanded = |percent: i32| {
+        let mut resource = fixture::resource();
+        resource.spec.smoke.min_free_memory_percent = percent;
+        let pool = Pool::read(&resource, false);
+        let spec = pool.spec.clone().unwrap();
+        let pod = build(&pool, &spec, &settings(), &new("pool-aaaaa"));
+        variable(&init(&pod, PREPARE), gate::MIN_FREE_MEMORY_PERCENT)
+    };
+    for percent in [0, 50, 90] {
+        assert_eq!(demanded(percent), Some(percent.to_string()));
+    }
+}
+
+#[test]
 fn the_template_is_merged_by_name_and_devices_stay() {
     let pod = built(json!({
         "metadata": {"labels": {"team": "ml"}, "annotations": {"karpenter.sh/do-not-disrupt": "false"}},
