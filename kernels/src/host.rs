@@ -69,24 +69,76 @@ pub(crate) fn has_mps() -> bool {
         .any(|name| std::env::var_os(name).is_some())
 }
 
-/// How often the kernel has killed a process of this container because it was out of memory; `None` where it does not count.
-///
-/// Control groups v2: `memory.events`; v1: `memory.oom_control` (`Documentation/admin-guide/cgroup-v2.rst`, `cgroup-v1/memory.rst`).
-pub(crate) fn memory_kills(cgroup: &Path) -> Option<u64> {
-    let text = fs::read_to_string(cgroup.join("memory.events"))
-        .or_else(|_| fs::read_to_string(cgroup.join("memory/memory.oom_control")));
-    let text = text.ok()?;
-    let count = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
-    count?.trim().parse().ok()
+/// What the container's control group counts of processes that the kernel killed for want of memory.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct MemoryKills {
+    /// By any killer: that of the container's limit, of a limit above it, or of the node.
+    all: u64,
+    /// How often the container's own limit left no other way.
+    at_limit: u64,
 }
 
-/// The container's memory limit in words, with its size where it can be read.
-pub(crate) fn memory_limit(cgroup: &Path) -> String {
+/// Why the kernel killed a process for want of memory.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Shortage {
+    /// The container has used up its own limit, which is this in words.
+    Limit(String),
+    /// The node has no memory left, or the pod as a whole.
+    Node,
+}
+
+impl MemoryKills {
+    /// What the kernel has counted; `None` where it does not count.
+    ///
+    /// Control groups v2: `oom_kill` and `oom` in `memory.events`. v1 has `oom_kill` alone, in `memory.oom_control`, and each
+    /// counts as one at the limit where a limit is set (`Documentation/admin-guide/cgroup-v2.rst`, `cgroup-v1/memory.rst`).
+    pub(crate) fn read(cgroup: &Path) -> Option<Self> {
+        if let Ok(text) = fs::read_to_string(cgroup.join("memory.events")) {
+            return Some(Self {
+                all: count(&text, "oom_kill")?,
+                at_limit: count(&text, "oom").unwrap_or_default(),
+            });
+        }
+        let text = fs::read_to_string(cgroup.join("memory/memory.oom_control")).ok()?;
+        let all = count(&text, "oom_kill")?;
+        let has_limit = memory_limit(cgroup).is_some();
+        Some(Self {
+            all,
+            at_limit: if has_limit { all } else { 0 },
+        })
+    }
+
+    /// Why there was a kill since then, if there was.
+    pub(crate) fn since(self, before: Self, cgroup: &Path) -> Option<Shortage> {
+        if self.all <= before.all {
+            return None;
+        }
+        if self.at_limit <= before.at_limit {
+            return Some(Shortage::Node);
+        }
+        let size = memory_limit(cgroup);
+        let size = size.map_or_else(String::new, |bytes| format!(" of {} MiB", bytes >> 20));
+        Some(Shortage::Limit(format!(
+            "the container's memory limit{size}"
+        )))
+    }
+}
+
+/// The number in the line that begins with this word.
+fn count(text: &str, word: &str) -> Option<u64> {
+    let mut lines = text.lines().filter_map(|line| line.split_once(' '));
+    let (_, number) = lines.find(|(key, _)| *key == word)?;
+    number.trim().parse().ok()
+}
+
+/// The container's memory limit in bytes, where one is set. v2 says `max` where none is, and v1 the largest whole number of
+/// pages.
+fn memory_limit(cgroup: &Path) -> Option<u64> {
+    const NONE: u64 = 1 << 62;
     let text = fs::read_to_string(cgroup.join("memory.max"))
         .or_else(|_| fs::read_to_string(cgroup.join("memory/memory.limit_in_bytes")));
-    let bytes = text.ok().and_then(|text| text.trim().parse::<u64>().ok());
-    let size = bytes.map_or_else(String::new, |bytes| format!(" of {} MiB", bytes >> 20));
-    format!("the container's memory limit{size}")
+    let bytes = text.ok()?.trim().parse().ok()?;
+    (bytes < NONE).then_some(bytes)
 }
 
 /// `NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.95.05  Tue …` → `580.95.05`.
@@ -119,6 +171,66 @@ mod tests {
             assert_eq!(kernel_version(open).as_deref(), Some("580.95.05"));
         }
         assert_eq!(kernel_version("GCC version: 12.2.0"), None);
+    }
+
+    /// A control group with these files.
+    fn cgroup(name: &str, files: &[(&str, &str)]) -> PathBuf {
+        let dir = std::env::temp_dir().join(format!("cuda-smoke-{name}-{}", std::process::id()));
+        // Of an earlier process with this number.
+        let _ = fs::remove_dir_all(&dir);
+        fs::create_dir_all(dir.join("memory")).unwrap();
+        for (file, text) in files {
+            fs::write(dir.join(file), text).unwrap();
+        }
+        dir
+    }
+
+    #[test]
+    fn a_kill_is_the_limits_where_the_limit_was_reached() {
+        let none = MemoryKills {
+            all: 0,
+            at_limit: 0,
+        };
+        let limit = |words: &str| Some(Shortage::Limit(words.into()));
+        let of_64 = "the container's memory limit of 64 MiB";
+        let (events, max) = ("memory.events", "memory.max");
+        let (control, bytes) = ("memory/memory.oom_control", "memory/memory.limit_in_bytes");
+        let v1 = "oom_kill_disable 0\nunder_oom 0\noom_kill 1\n";
+        for (files, expected) in [
+            (vec![(events, "oom 0\noom_kill 0\n")], None),
+            (vec![(events, "max 3\noom 1\noom_kill 0\n")], None),
+            (
+                vec![(events, "oom 1\noom_kill 1\n"), (max, "67108864\n")],
+                limit(of_64),
+            ),
+            (
+                vec![(events, "oom 1\noom_kill 1\n")],
+                limit("the container's memory limit"),
+            ),
+            // The node's own killer, with a limit and without
+            (
+                vec![(events, "oom 0\noom_kill 1\n"), (max, "67108864\n")],
+                Some(Shortage::Node),
+            ),
+            (
+                vec![(events, "oom 0\noom_kill 1\n"), (max, "max\n")],
+                Some(Shortage::Node),
+            ),
+            // v1
+            (vec![(control, v1), (bytes, "67108864\n")], limit(of_64)),
+            (
+                vec![(control, v1), (bytes, "9223372036854771712\n")],
+                Some(Shortage::Node),
+            ),
+            (vec![(control, v1)], Some(Shortage::Node)),
+        ] {
+            let dir = cgroup("cgroup", &files);
+            let now = MemoryKills::read(&dir).unwrap();
+            assert_eq!(now.since(none, &dir), expected, "{files:?}");
+            assert_eq!(now.since(now, &dir), None, "{files:?}");
+            fs::remove_dir_all(&dir).unwrap();
+        }
+        assert_eq!(MemoryKills::read(Path::new("/nowhere")), None);
     }
 
     #[test]

@@ -15,6 +15,7 @@ use gate_report::{
 
 use crate::args::{TestArgs, Times};
 use crate::deadline::{Deadline, Waited};
+use crate::host::{MemoryKills, Shortage};
 use crate::nvml::Beside;
 use crate::protocol::{Event, Place, Stop, listen};
 use crate::times::milliseconds;
@@ -170,7 +171,7 @@ fn attempt(
         call: None,
         device: None,
     };
-    let kills = host::memory_kills(&args.cgroup_dir);
+    let kills = MemoryKills::read(&args.cgroup_dir);
     let mut child = start(args).map_err(|error| {
         Stop::found(
             last.clone(),
@@ -219,9 +220,10 @@ fn attempt(
         kill(&mut child);
     }
     Err(stopped.unwrap_or_else(|| {
-        let killed = host::memory_kills(&args.cgroup_dir) > kills;
-        let limit = killed.then(|| host::memory_limit(&args.cgroup_dir));
-        without_verdict(&last, status, waited, limit.as_deref()).into()
+        let now = MemoryKills::read(&args.cgroup_dir);
+        let both = now.zip(kills);
+        let shortage = both.and_then(|(now, before)| now.since(before, &args.cgroup_dir));
+        without_verdict(&last, status, waited, shortage).into()
     }))
 }
 
@@ -272,13 +274,13 @@ fn note(event: Event, report: &mut Report) {
     }
 }
 
-/// The child is gone, or had to be killed, and said nothing of why. `limit` is the container's memory limit in words, where
-/// the kernel killed for it.
+/// The child is gone, or had to be killed, and said nothing of why. `shortage` is there where the kernel killed for want of
+/// memory.
 fn without_verdict(
     last: &Place,
     status: Option<ExitStatus>,
     waited: Waited,
-    limit: Option<&str>,
+    shortage: Option<Shortage>,
 ) -> Stop {
     /// Rust's exit code for a panic.
     const PANICKED: i32 = 101;
@@ -290,10 +292,16 @@ fn without_verdict(
     let Some(status) = status else {
         return no_answer(last, &doing, waited);
     };
-    match (status.signal(), status.code(), limit) {
-        (Some(libc::SIGKILL), _, Some(limit)) => found(
+    match (status.signal(), status.code(), shortage) {
+        (Some(libc::SIGKILL), _, Some(Shortage::Limit(limit))) => found(
             Finding::OutOfMemoryKill,
             format!("the kernel killed the test process {doing}, at {limit}"),
+        ),
+        (Some(libc::SIGKILL), _, Some(Shortage::Node)) => found(
+            Finding::NodeOutOfMemory,
+            format!(
+                "the kernel killed the test process {doing} for want of memory, and not at the container's limit"
+            ),
         ),
         (Some(signal), ..) => found(
             Finding::Crash,

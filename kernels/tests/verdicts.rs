@@ -322,7 +322,33 @@ fn who_runs_out_of_memory_is_told_the_limit() {
         (10, "OutOfMemoryKill", 1)
     );
     assert!(failure.message.contains("256 MiB"), "{}", failure.message);
-    // Killed by somebody else, it is another matter.
+}
+
+#[test]
+fn a_kill_by_a_node_without_memory_is_not_the_limits() {
+    // Given a container with a limit that it does not reach
+    let cgroup = folder("cgroup");
+    let events = cgroup.join("memory.events");
+    fs::write(&events, "oom 0\noom_kill 0\n").unwrap();
+    fs::write(cgroup.join("memory.max"), "268435456\n").unwrap();
+    // When the kernel kills the test process, because the node has no memory left
+    let killed = json!({"call": "cuStreamSynchronize", "crash": "nodeOom"});
+    let devices = json!({"faults": [killed], "memoryEvents": events});
+    let (exit, report) = run(smoke(&devices), &["--cgroup-dir", cgroup.to_str().unwrap()]);
+    // Then nobody has to raise the limit
+    let failure = failure(&report);
+    assert_eq!((exit, failure.code_name.as_str()), (11, "NodeOutOfMemory"));
+    for words in [
+        "not at the container's limit",
+        "The node is short of memory",
+    ] {
+        assert!(failure.message.contains(words), "{}", failure.message);
+    }
+}
+
+#[test]
+fn a_kill_that_no_control_group_counts_is_a_crash() {
+    let killed = json!({"call": "cuStreamSynchronize", "crash": "oom"});
     let (exit, report) = run(
         smoke(&json!({"faults": [killed]})),
         &["--cgroup-dir", "/nowhere"],

@@ -200,8 +200,10 @@ pub(crate) struct Fault {
 pub(crate) enum Crash {
     Abort,
     Segv,
-    /// As the kernel does where there is no memory left, and counts it.
+    /// As the kernel does where a container has used up its limit, and counts both that and the kill.
     Oom,
+    /// As the kernel does where the node has no memory left: of a container it counts the kill alone.
+    NodeOom,
 }
 
 /// What goes wrong when a kernel stores.

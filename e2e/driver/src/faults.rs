@@ -59,7 +59,8 @@ fn happen(config: &Config, fault: &Fault, device: Option<u32>) -> Outcome {
         Some(Crash::Abort) => std::process::abort(),
         // SAFETY: that it is not safe is the point: the process dies here.
         Some(Crash::Segv) => unsafe { std::ptr::null_mut::<u32>().write_volatile(0) },
-        Some(Crash::Oom) => config.run_out_of_memory(),
+        Some(Crash::Oom) => config.run_out_of_memory(true),
+        Some(Crash::NodeOom) => config.run_out_of_memory(false),
         None => {}
     }
     if let Some(code) = fault.exit {

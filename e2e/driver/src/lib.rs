@@ -56,8 +56,8 @@
 //! process), only on `device`, only in the first process that can create the file `once`, only in `processes` `[from, to]`
 //! as `state` counts them from 1. What it does, in this order: `says` prints a text without an end of its line; `leaves` has
 //! later processes get that code when they make a context on the device; `delayMs` waits; `hang` waits for ever; `crash` is
-//! `abort`, `segv` or `oom`, which counts in `memoryEvents` and kills; `exit` ends the process with this code; `code` is
-//! returned in place of calling. A code from a kernel's fault (700, 719 and so on) stays with the
+//! `abort`, `segv`, or `oom` and `nodeOom`, which count in `memoryEvents` and kill: `oom` as at the container's limit, `nodeOom`
+//! as where the node has no memory left; `exit` ends the process with this code; `code` is returned in place of calling. A code from a kernel's fault (700, 719 and so on) stays with the
 //! context, as the real one does.
 //!
 //! Fields of a store fault: at the `nth` store (from 0, in the order of threads) of `kernel`, or at each of this `value`, on

@@ -58,10 +58,12 @@ impl Config {
         }
     }
 
-    /// Dies as a process does that the kernel kills for want of memory.
-    pub(crate) fn run_out_of_memory(&self) -> ! {
+    /// Dies as a process does that the kernel kills for want of memory: of its container, `at_limit`, or of the node.
+    pub(crate) fn run_out_of_memory(&self, at_limit: bool) -> ! {
         if let Some(file) = &self.memory_events {
-            let _ = fs::write(file, "low 0\nhigh 0\nmax 7\noom 1\noom_kill 1\n");
+            let (max, oom) = if at_limit { (7, 1) } else { (0, 0) };
+            let text = format!("low 0\nhigh 0\nmax {max}\noom {oom}\noom_kill 1\n");
+            let _ = fs::write(file, text);
         }
         let _ = std::process::Command::new("kill")
             .args(["-KILL", &std::process::id().to_string()])

@@ -60,6 +60,8 @@ pub enum Finding {
     Crash,
     /// The kernel killed the test process, because the container was out of memory.
     OutOfMemoryKill,
+    /// The kernel killed the test process, because the node was out of memory.
+    NodeOutOfMemory,
     /// The test process ended without a verdict.
     UnexpectedExit,
     /// NVML: only a restart of the node helps.
@@ -86,7 +88,7 @@ pub enum Finding {
 
 impl Finding {
     /// All of them.
-    pub const ALL: [Self; 36] = [
+    pub const ALL: [Self; 37] = [
         Self::NoDriver,
         Self::BrokenDriver,
         Self::MissingSymbol,
@@ -112,6 +114,7 @@ impl Finding {
         Self::Starved,
         Self::Crash,
         Self::OutOfMemoryKill,
+        Self::NodeOutOfMemory,
         Self::UnexpectedExit,
         Self::NeedsReboot,
         Self::NeedsReset,
@@ -316,6 +319,13 @@ pub fn finding(finding: Finding, context: Context) -> Fault {
             "The kernel killed the test process, because the container has too little memory. Neither the driver nor the GPU is to blame.",
             "Raise the memory limit of the container runner in spec.template: the gate has the same. The driver takes more for each further GPU.",
         ),
+        Finding::NodeOutOfMemory => (
+            "NodeOutOfMemory",
+            Transient,
+            High,
+            "The node is short of memory, or the pod as a whole: the kernel killed the test process, and the container had not reached its own limit. Neither the driver nor the GPU is to blame.",
+            "Look what takes the node's memory (kubectl describe node), and request as much for the container runner in spec.template as it uses, so that its pods go where there is room.",
+        ),
         Finding::UnexpectedExit => (
             "UnexpectedExit",
             if context.retried { Node } else { Transient },
@@ -452,6 +462,7 @@ mod tests {
             (Finding::ExcludedDevice, Step::Init, Config),
             (Finding::DeviceFileMode, Step::Init, Config),
             (Finding::OutOfMemoryKill, Step::Synchronize, Config),
+            (Finding::NodeOutOfMemory, Step::Synchronize, Transient),
             (Finding::ComputeCapability, Step::Properties, Unsupported),
             (Finding::CudaVersion, Step::DriverVersion, Config),
             (Finding::ManagedMemory, Step::Properties, Unsupported),

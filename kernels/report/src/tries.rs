@@ -180,6 +180,7 @@ mod tests {
             (Cause::Finding(Finding::Hang), on(Step::Init)),
             (Cause::Finding(Finding::Starved), on(Step::Init)),
             (Cause::Finding(Finding::OutOfMemoryKill), on(Step::Init)),
+            (Cause::Finding(Finding::NodeOutOfMemory), on(Step::Init)),
         ] {
             let (which, cause, fault, tries) = verdict(PATIENCE, &[first, second]);
             assert_eq!(
@@ -300,6 +301,7 @@ mod tests {
             Finding::ExcludedDevice,
             Finding::DeviceFileMode,
             Finding::OutOfMemoryKill,
+            Finding::NodeOutOfMemory,
             Finding::Starved,
             Finding::Internal,
         ];

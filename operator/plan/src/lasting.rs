@@ -238,10 +238,11 @@ impl Known<'_> {
 fn is_named(failure: &FailureStatus) -> bool {
     let reason = Stored::parse(&failure.reason);
     let name = failure.code_name.as_deref();
-    // A host without time for the gate says nothing of its devices, and a template can cause it.
-    let starved = Finding::Starved.name();
+    // A host without time or memory for the gate says nothing of its devices, and a template can cause it.
+    let of_host = [Finding::Starved, Finding::NodeOutOfMemory].map(|found| Some(found.name()));
     reason == Reason::GateFailed
-        && ![Some(NOT_RUN), Some(starved)].contains(&name)
+        && name != Some(NOT_RUN)
+        && !of_host.contains(&name)
         && (failure.code.is_some() || name.is_some())
         || reason == Reason::PodRejected && name == Some(NOT_ALLOCATED)
 }

@@ -234,6 +234,7 @@ fn a_fault_that_was_there_once_or_passed_is_not() {
         ..none.clone()
     };
     let starved = |at| failure(Reason::GateFailed, Class::Transient, "Starved", at);
+    let killed = |at| failure(Reason::GateFailed, Class::Transient, "NodeOutOfMemory", at);
     let unreachable = |at| failure(Reason::RegistrarUnreachable, Class::Transient, "x", at);
     let warming = failure(Reason::NodeWarmingUp, Class::Transient, "CUDA_ERROR", 8);
     all_are(
@@ -262,6 +263,7 @@ fn a_fault_that_was_there_once_or_passed_is_not() {
             ("without a name", vec![unnamed(0), unnamed(8)], &[]),
             ("the registrar", vec![unreachable(0), unreachable(8)], &[]),
             ("a host without time", vec![starved(0), starved(8)], &[]),
+            ("a host without memory", vec![killed(0), killed(8)], &[]),
             (
                 "a warm-up before",
                 vec![
