@@ -171,6 +171,8 @@ pub(crate) struct Times {
     pub(crate) startup: Duration,
     /// For the test of one device.
     pub(crate) test: Duration,
+    /// For opening the file of one device, which starts it.
+    pub(crate) opening: Duration,
     /// For one try at all of it, where that was set.
     pub(crate) whole: Option<Duration>,
     /// From the first start on, for new tries at what may be over in a moment.
@@ -189,6 +191,7 @@ impl Limits {
         Times {
             startup: within(self.startup_timeout.unwrap_or(of_a_try)),
             test: within(self.test_timeout.unwrap_or(of_a_test)),
+            opening: within(of_a_test),
             whole,
             patience: within(self.wait),
         }

@@ -102,7 +102,7 @@ fn until_verdict(
             Err(stop) => stop,
         };
         let said = stop.code();
-        device_files::explain(&mut stop, &args.dev_dir);
+        device_files::explain(&mut stop, &args.dev_dir, times.of_files(started));
         let context = stop.context(args, report);
         match tries.failed(stop.cause, context, started.elapsed()) {
             Next::Again(pause) => {
@@ -156,6 +156,17 @@ fn passed_on_retry(earlier: Earlier) -> Warning {
             stop.place.step, stop.detail
         ),
         device: stop.place.device,
+    }
+}
+
+impl Times {
+    /// How long opening the device files may take now. All tries together take no longer than two.
+    fn of_files(self, started: Instant) -> device_files::Limits {
+        let left = |limit: Duration| (limit * 2).saturating_sub(started.elapsed());
+        device_files::Limits {
+            of_each: self.opening,
+            of_all: self.whole.map(left),
+        }
     }
 }
 

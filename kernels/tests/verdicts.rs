@@ -275,23 +275,26 @@ fn why_a_device_file_cannot_be_opened_is_told() {
     }
 }
 
-#[test]
-fn a_device_file_that_is_not_opened_in_time_is_a_lost_devices() {
+/// Makes a file that nobody can open before we let go of it: another process's open waits for our lease to end.
+fn leased(path: &Path) -> fs::File {
     use std::os::fd::AsRawFd as _;
-    // Given a device file that nobody can open before we let go of it: another process's open waits for our lease to end
-    let dev = device_files(&[0]);
-    let path = dev.join("nvidia0");
-    let file = fs::File::options()
-        .read(true)
-        .write(true)
-        .open(&path)
-        .unwrap();
+    let mut options = fs::File::options();
+    let file = options.read(true).write(true).open(path).unwrap();
     // SAFETY: plain system calls. The signal that asks for the lease would end this process.
     let leased = unsafe {
         libc::signal(libc::SIGIO, libc::SIG_IGN);
         libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_WRLCK)
     };
     assert_eq!(leased, 0, "{}", std::io::Error::last_os_error());
+    file
+}
+
+#[test]
+fn a_device_file_that_is_not_opened_in_time_is_a_lost_devices() {
+    // Given a device file that does not open
+    let dev = device_files(&[0]);
+    let path = dev.join("nvidia0");
+    let file = leased(&path);
     // When the driver opens it, while it starts
     let arguments = ["--timeout", "5", "--dev-dir", dev.to_str().unwrap()];
     let (exit, report) = run(smoke(&json!({"deviceFiles": dev})), &arguments);
@@ -303,6 +306,24 @@ fn a_device_file_that_is_not_opened_in_time_is_a_lost_devices() {
         "{failure:?}"
     );
     let words = format!("{} was not opened within", path.display());
+    assert!(failure.message.contains(&words), "{}", failure.message);
+    drop(file);
+}
+
+#[test]
+fn a_device_that_answers_with_an_error_is_named_before_one_that_does_not_answer() {
+    // Given a device whose file does not open in time, and a later one that is lost
+    let (_terminal, eio) = locked_terminal();
+    let dev = device_files(&[0]);
+    symlink(eio, dev.join("nvidia1")).unwrap();
+    let file = leased(&dev.join("nvidia0"));
+    // When the driver starts them
+    let arguments = ["--timeout", "5", "--dev-dir", dev.to_str().unwrap()];
+    let (exit, report) = run(smoke(&json!({"deviceFiles": dev})), &arguments);
+    // Then it is the second
+    let failure = failure(&report);
+    assert_eq!((exit, failure.code_name.as_str()), (13, "LostDevice"));
+    let words = format!("{} cannot be opened", dev.join("nvidia1").display());
     assert!(failure.message.contains(&words), "{}", failure.message);
     drop(file);
 }
