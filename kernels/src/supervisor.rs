@@ -139,7 +139,7 @@ fn until_verdict(
                 let second = &stop.detail;
                 let _ = write!(
                     failure.message,
-                    " A second try in a new process failed as well: {second}."
+                    " The next try, in a new process, failed as well: {second}."
                 );
                 return Err(failure.into());
             }

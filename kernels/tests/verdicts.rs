@@ -52,6 +52,25 @@ fn locked_terminal() -> (fs::File, PathBuf) {
 }
 
 #[test]
+fn a_kernel_that_fails_in_the_second_try_for_the_first_time_has_a_third() {
+    for (comes_back, exit) in [(false, 0), (true, 12)] {
+        // Given a driver that does not come up in the first process, and a kernel that fails in the next, or from then on
+        let marks = folder("once");
+        let once = |name: &str| json!(marks.join(name));
+        let mut kernel = json!({"call": "cuStreamSynchronize", "code": 719});
+        if !comes_back {
+            kernel["once"] = once("kernel");
+        }
+        let start = json!({"call": "cuInit", "code": 999, "once": once("start")});
+        let devices = json!({"devices": [{"profile": "a100"}], "faults": [start, kernel]});
+        // When
+        let (found, report) = run(smoke(&devices), &[]);
+        // Then the device is to blame where the kernel has failed twice
+        assert_eq!((found, report.attempts), (exit, 3), "{report:?}");
+    }
+}
+
+#[test]
 fn what_a_device_did_after_a_launch_stands_whatever_the_second_try_says() {
     // Given a device that fails a kernel, and that later processes find in need of a reset
     let state = folder("state");
@@ -70,7 +89,7 @@ fn what_a_device_did_after_a_launch_stands_whatever_the_second_try_says() {
     assert_eq!((failure.step, report.attempts), (Step::Synchronize, 2));
     assert_eq!(failure.uuid.as_ref(), Some(&report.devices[2].uuid));
     assert!(
-        failure.message.contains("second try") && failure.message.contains("returned 46"),
+        failure.message.contains("The next try") && failure.message.contains("returned 46"),
         "{}",
         failure.message
     );
