@@ -77,7 +77,10 @@ fn rows() -> Vec<(&'static str, Value, i32)> {
         ("NeedsReboot", json!({"recoveryAction": 7}), 13),
         ("NeedsReset", json!({"recoveryAction": 1}), 12),
         ("NeedsReset", json!({"recoveryAction": 4}), 12),
-        ("NeedsReset", json!({"recoveryAction": 99}), 12),
+        ("NeedsReset", json!({"recoveryAction": 6}), 12),
+        ("NeedsDrain", json!({"recoveryAction": 3}), 12),
+        ("NeedsRecovery", json!({"recoveryAction": 8}), 12),
+        ("NeedsRecovery", json!({"recoveryAction": 99}), 12),
         ("RemapFailed", json!({"remapFailed": true}), 12),
         ("SramThreshold", json!({"sramThreshold": true}), 12),
         ("FabricFailed", json!({"fabric": [3, 999, 0]}), 13),
@@ -120,6 +123,31 @@ fn each_row_of_the_table_has_its_verdict() {
     let left: Vec<_> = all.filter(|name| !tested.contains(name)).collect();
     // These two compare devices, and are below.
     assert_eq!(left, ["NvLinkDown", "NvLinkDown"]);
+}
+
+#[test]
+fn each_recovery_action_has_its_own_words() {
+    for (action, what, advice) in [
+        (1, "is 1: reset the GPU", "nvidia-smi -r"),
+        (2, "is 2: restart the node", "restart it"),
+        (3, "is 3: drain peer traffic", "no program uses peer access"),
+        (4, "is 4: drain and reset the GPU", "nvidia-smi -r"),
+        (5, "is 5: recover the IMEX domain", "IMEX"),
+        (6, "is 6: reset the bus", "nvidia-smi -r"),
+        (7, "is 7: restart the node", "restart it"),
+        (
+            8,
+            "this version does not know which",
+            "NVIDIA's documentation",
+        ),
+    ] {
+        let (_, report) = check(&second(&json!({"recoveryAction": action})), SHORT);
+        let failure = report.failure.unwrap();
+        assert!(failure.message.contains(what), "{}", failure.message);
+        assert!(failure.advice.contains(advice), "{}", failure.advice);
+        let says_reset = failure.message.contains("only a reset");
+        assert_eq!(says_reset, [1, 4, 6].contains(&action), "{failure:?}");
+    }
 }
 
 #[test]

@@ -68,6 +68,10 @@ pub enum Finding {
     NeedsReboot,
     /// NVML: only a reset of the GPU helps.
     NeedsReset,
+    /// NVML: traffic between this GPU and others has to end first.
+    NeedsDrain,
+    /// NVML: the GPU needs an action that this version does not know.
+    NeedsRecovery,
     /// NVML: a row of memory could not be replaced.
     RemapFailed,
     /// NVML: too many uncorrectable errors in SRAM.
@@ -88,7 +92,7 @@ pub enum Finding {
 
 impl Finding {
     /// All of them.
-    pub const ALL: [Self; 37] = [
+    pub const ALL: [Self; 39] = [
         Self::NoDriver,
         Self::BrokenDriver,
         Self::MissingSymbol,
@@ -118,6 +122,8 @@ impl Finding {
         Self::UnexpectedExit,
         Self::NeedsReboot,
         Self::NeedsReset,
+        Self::NeedsDrain,
+        Self::NeedsRecovery,
         Self::RemapFailed,
         Self::SramThreshold,
         Self::FabricFailed,
@@ -347,6 +353,20 @@ pub fn finding(finding: Finding, context: Context) -> Fault {
             "The driver itself says that only a reset brings this GPU back.",
             "Drain the node and reset the GPU (nvidia-smi -r), or restart the node.",
         ),
+        Finding::NeedsDrain => (
+            "NeedsDrain",
+            Device,
+            High,
+            "The driver itself says that traffic between this GPU and others has to end before it can tell what else the GPU needs.",
+            "Drain the node, so that no program uses peer access between GPUs, switch UVM's persistence mode off, and ask again: nvidia-smi -q shows the recovery action that is left.",
+        ),
+        Finding::NeedsRecovery => (
+            "NeedsRecovery",
+            Device,
+            High,
+            "The driver itself says that this GPU needs an action, and this version does not know which.",
+            "Drain the node, and do what NVIDIA's documentation of the node's driver says of the recovery action that nvidia-smi -q shows.",
+        ),
         Finding::RemapFailed => (
             "RemapFailed",
             Device,
@@ -478,6 +498,8 @@ mod tests {
             (Finding::Starved, Step::Synchronize, Transient),
             (Finding::NeedsReboot, Step::Health, Node),
             (Finding::NeedsReset, Step::Health, Device),
+            (Finding::NeedsDrain, Step::Health, Device),
+            (Finding::NeedsRecovery, Step::Health, Device),
             (Finding::RemapFailed, Step::Health, Device),
             (Finding::SramThreshold, Step::Health, Device),
             (Finding::FabricFailed, Step::Health, Node),

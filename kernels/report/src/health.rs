@@ -145,30 +145,44 @@ fn when(holds: Option<bool>, text: &str) -> Option<String> {
 }
 
 /// The table: all that fails first, the gravest at the top.
-pub static SYMPTOMS: [Symptom; 15] = [
+pub static SYMPTOMS: [Symptom; 17] = [
     Symptom {
         name: "NeedsReboot",
         sign: "recovery action (field 230) is 2 or 7, or NVML says that the GPU is lost (15)",
         verdict: Verdict::Fails(Finding::NeedsReboot),
         shows: |health, _| match (health.error, health.recovery_action) {
             (Some(15), _) => Some("the GPU is lost (NVML's code 15)".into()),
-            (_, Some(action @ (2 | 7))) => Some(format!(
-                "the GPU's recovery action is {action}: restart the node"
-            )),
+            (_, Some(action @ (2 | 7))) => Some(action_of(action, "restart the node")),
             _ => None,
         },
     },
     Symptom {
         name: "NeedsReset",
-        sign: "recovery action (field 230) is any other than 0 and 5, or NVML says so (16)",
+        sign: "recovery action (field 230) is 1, 4 or 6, or NVML says so (16)",
         verdict: Verdict::Fails(Finding::NeedsReset),
         shows: |health, _| match (health.error, health.recovery_action) {
             (Some(16), _) => Some("the GPU needs a reset (NVML's code 16)".into()),
-            (_, Some(0 | 2 | 5 | 7) | None) => None,
-            (_, Some(action)) => Some(format!(
-                "the GPU's recovery action is {action} ({})",
-                recovery(action)
-            )),
+            (_, Some(1)) => Some(action_of(1, "reset the GPU")),
+            (_, Some(4)) => Some(action_of(4, "drain and reset the GPU")),
+            (_, Some(6)) => Some(action_of(6, "reset the bus")),
+            _ => None,
+        },
+    },
+    Symptom {
+        name: "NeedsDrain",
+        sign: "recovery action (field 230) is 3",
+        verdict: Verdict::Fails(Finding::NeedsDrain),
+        shows: |health, _| {
+            (health.recovery_action == Some(3)).then(|| action_of(3, "drain peer traffic"))
+        },
+    },
+    Symptom {
+        name: "NeedsRecovery",
+        sign: "recovery action (field 230) is above 7",
+        verdict: Verdict::Fails(Finding::NeedsRecovery),
+        shows: |health, _| {
+            let action = health.recovery_action.filter(|action| *action > 7)?;
+            Some(format!("the GPU's recovery action is {action}"))
         },
     },
     Symptom {
@@ -194,7 +208,7 @@ pub static SYMPTOMS: [Symptom; 15] = [
         verdict: Verdict::Fails(Finding::FabricFailed),
         shows: |health, _| {
             if health.recovery_action == Some(5) {
-                return Some("the GPU's recovery action is 5: recover the IMEX domain".into());
+                return Some(action_of(5, "recover the IMEX domain"));
             }
             let fabric = health.fabric.as_ref()?;
             let fails = fabric.status != 0 || fabric.health == Some(2);
@@ -289,15 +303,9 @@ pub static SYMPTOMS: [Symptom; 15] = [
     },
 ];
 
-/// Words for a recovery action.
-fn recovery(action: u32) -> &'static str {
-    match action {
-        1 => "reset the GPU",
-        3 => "drain peer traffic",
-        4 => "drain and reset the GPU",
-        6 => "reset the bus",
-        _ => "an action that this version does not know",
-    }
+/// A recovery action in words, by `nvmlDeviceGpuRecoveryAction_t`.
+fn action_of(number: u32, words: &str) -> String {
+    format!("the GPU's recovery action is {number}: {words}")
 }
 
 /// XIDs that are met often, by NVIDIA's catalogue.

@@ -387,11 +387,13 @@ pub(crate) fn is_fact(entry: &QuarantineStatus) -> bool {
 
 /// The same of what a gate found.
 pub(crate) fn is_proof(class: &FailureClass, code: Option<i32>, name: Option<&str>) -> bool {
-    const SEEN: [Finding; 8] = [
+    const SEEN: [Finding; 10] = [
         Finding::WrongResult,
         Finding::BrokenCanary,
         Finding::BadMemory,
         Finding::NeedsReset,
+        Finding::NeedsDrain,
+        Finding::NeedsRecovery,
         Finding::NeedsReboot,
         Finding::RemapFailed,
         Finding::SramThreshold,

@@ -188,6 +188,8 @@ fn what_a_pools_author_can_cause_binds_that_pool_alone() {
         (Class::Device, None, "BrokenCanary", true),
         (Class::Device, None, "BadMemory", true),
         (Class::Device, None, "NeedsReset", true),
+        (Class::Device, None, "NeedsDrain", true),
+        (Class::Device, None, "NeedsRecovery", true),
         (Class::Node, None, "NeedsReboot", true),
         (Class::Device, None, "RemapFailed", true),
         (Class::Device, None, "SramThreshold", true),
