@@ -13,71 +13,71 @@ use gate_report::exit::{CONFIG, DEVICE, INTERNAL, NODE, TRANSIENT, UNKNOWN, UNSU
 use gate_report::{Class, Failure, Report, Step, listed};
 use serde_json::{Value, json};
 
-/// A code, its name, the exit code that it leads to, and how many processes that takes.
-type Code = (i32, &'static str, u8, u32);
+/// A code, its name, the exit code that it leads to, how many processes that takes, and words of what it means.
+type Code = (i32, &'static str, u8, u32, &'static str);
 
 /// All codes that have a meaning of their own, and some that have none.
 #[rustfmt::skip]
 const CODES: &[Code] = &[
-    (1, "CUDA_ERROR_INVALID_VALUE", INTERNAL, 1),
-    (2, "CUDA_ERROR_OUT_OF_MEMORY", NODE, 1),
-    (3, "CUDA_ERROR_NOT_INITIALIZED", NODE, 2),
-    (34, "CUDA_ERROR_STUB_LIBRARY", CONFIG, 1),
-    (36, "CUDA_ERROR_CALL_REQUIRES_NEWER_DRIVER", CONFIG, 1),
-    (46, "CUDA_ERROR_DEVICE_UNAVAILABLE", TRANSIENT, 1),
-    (100, "CUDA_ERROR_NO_DEVICE", NODE, 1),
-    (101, "CUDA_ERROR_INVALID_DEVICE", CONFIG, 1),
-    (102, "CUDA_ERROR_DEVICE_NOT_LICENSED", CONFIG, 1),
-    (200, "CUDA_ERROR_INVALID_IMAGE", INTERNAL, 1),
-    (201, "CUDA_ERROR_INVALID_CONTEXT", INTERNAL, 1),
-    (209, "CUDA_ERROR_NO_BINARY_FOR_GPU", UNSUPPORTED, 1),
-    (214, "CUDA_ERROR_ECC_UNCORRECTABLE", DEVICE, 1),
-    (218, "CUDA_ERROR_INVALID_PTX", UNSUPPORTED, 1),
-    (220, "CUDA_ERROR_NVLINK_UNCORRECTABLE", DEVICE, 1),
-    (221, "CUDA_ERROR_JIT_COMPILER_NOT_FOUND", CONFIG, 1),
-    (222, "CUDA_ERROR_UNSUPPORTED_PTX_VERSION", CONFIG, 1),
-    (223, "CUDA_ERROR_JIT_COMPILATION_DISABLED", CONFIG, 1),
-    (226, "CUDA_ERROR_CONTAINED", DEVICE, 2),
-    (227, "CUDA_ERROR_INSUFFICIENT_LOADER_VERSION", CONFIG, 1),
-    (300, "CUDA_ERROR_INVALID_SOURCE", UNSUPPORTED, 1),
-    (302, "CUDA_ERROR_SHARED_OBJECT_SYMBOL_NOT_FOUND", CONFIG, 1),
-    (303, "CUDA_ERROR_SHARED_OBJECT_INIT_FAILED", CONFIG, 1),
-    (304, "CUDA_ERROR_OPERATING_SYSTEM", CONFIG, 1),
-    (400, "CUDA_ERROR_INVALID_HANDLE", INTERNAL, 1),
-    (401, "CUDA_ERROR_ILLEGAL_STATE", INTERNAL, 1),
-    (500, "CUDA_ERROR_NOT_FOUND", INTERNAL, 1),
-    (600, "CUDA_ERROR_NOT_READY", INTERNAL, 1),
-    (700, "CUDA_ERROR_ILLEGAL_ADDRESS", DEVICE, 2),
-    (702, "CUDA_ERROR_LAUNCH_TIMEOUT", DEVICE, 2),
-    (709, "CUDA_ERROR_CONTEXT_IS_DESTROYED", INTERNAL, 1),
-    (710, "CUDA_ERROR_ASSERT", DEVICE, 2),
-    (714, "CUDA_ERROR_HARDWARE_STACK_ERROR", DEVICE, 2),
-    (715, "CUDA_ERROR_ILLEGAL_INSTRUCTION", DEVICE, 2),
-    (716, "CUDA_ERROR_MISALIGNED_ADDRESS", DEVICE, 2),
-    (717, "CUDA_ERROR_INVALID_ADDRESS_SPACE", DEVICE, 2),
-    (718, "CUDA_ERROR_INVALID_PC", DEVICE, 2),
-    (719, "CUDA_ERROR_LAUNCH_FAILED", DEVICE, 2),
-    (800, "CUDA_ERROR_NOT_PERMITTED", CONFIG, 1),
-    (801, "CUDA_ERROR_NOT_SUPPORTED", CONFIG, 1),
-    (802, "CUDA_ERROR_SYSTEM_NOT_READY", TRANSIENT, 1),
-    (803, "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH", NODE, 1),
-    (804, "CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE", CONFIG, 1),
-    (805, "CUDA_ERROR_MPS_CONNECTION_FAILED", TRANSIENT, 1),
-    (806, "CUDA_ERROR_MPS_RPC_FAILURE", TRANSIENT, 1),
-    (807, "CUDA_ERROR_MPS_SERVER_NOT_READY", TRANSIENT, 1),
-    (808, "CUDA_ERROR_MPS_MAX_CLIENTS_REACHED", TRANSIENT, 1),
-    (809, "CUDA_ERROR_MPS_MAX_CONNECTIONS_REACHED", TRANSIENT, 1),
-    (810, "CUDA_ERROR_MPS_CLIENT_TERMINATED", TRANSIENT, 1),
-    (916, "CUDA_ERROR_KEY_ROTATION", TRANSIENT, 1),
-    (919, "CUDA_ERROR_FABRIC_NOT_READY", TRANSIENT, 1),
-    (999, "CUDA_ERROR_UNKNOWN", NODE, 2),
+    (1, "CUDA_ERROR_INVALID_VALUE", INTERNAL, 1, "an argument that it does not take"),
+    (2, "CUDA_ERROR_OUT_OF_MEMORY", NODE, 1, "should be free"),
+    (3, "CUDA_ERROR_NOT_INITIALIZED", NODE, 2, "did not come up"),
+    (34, "CUDA_ERROR_STUB_LIBRARY", CONFIG, 1, "link-time stub"),
+    (36, "CUDA_ERROR_CALL_REQUIRES_NEWER_DRIVER", CONFIG, 1, "is newer than the driver on the node"),
+    (46, "CUDA_ERROR_DEVICE_UNAVAILABLE", TRANSIENT, 1, "is busy"),
+    (100, "CUDA_ERROR_NO_DEVICE", NODE, 1, "has lost it"),
+    (101, "CUDA_ERROR_INVALID_DEVICE", CONFIG, 1, "does not exist any more"),
+    (102, "CUDA_ERROR_DEVICE_NOT_LICENSED", CONFIG, 1, "has no licence"),
+    (200, "CUDA_ERROR_INVALID_IMAGE", INTERNAL, 1, "does not take our kernel"),
+    (201, "CUDA_ERROR_INVALID_CONTEXT", INTERNAL, 1, "without a context"),
+    (209, "CUDA_ERROR_NO_BINARY_FOR_GPU", UNSUPPORTED, 1, "older than compute capability 7.0"),
+    (214, "CUDA_ERROR_ECC_UNCORRECTABLE", DEVICE, 1, "ECC cannot correct"),
+    (218, "CUDA_ERROR_INVALID_PTX", UNSUPPORTED, 1, "compiler rejects"),
+    (220, "CUDA_ERROR_NVLINK_UNCORRECTABLE", DEVICE, 1, "An NVLink of the device"),
+    (221, "CUDA_ERROR_JIT_COMPILER_NOT_FOUND", CONFIG, 1, "libnvidia-ptxjitcompiler.so.1, is not"),
+    (222, "CUDA_ERROR_UNSUPPORTED_PTX_VERSION", CONFIG, 1, "supports no CUDA 12.0"),
+    (223, "CUDA_ERROR_JIT_COMPILATION_DISABLED", CONFIG, 1, "is switched off"),
+    (226, "CUDA_ERROR_CONTAINED", DEVICE, 2, "contained it"),
+    (227, "CUDA_ERROR_INSUFFICIENT_LOADER_VERSION", CONFIG, 1, "is older than the driver on the node"),
+    (300, "CUDA_ERROR_INVALID_SOURCE", UNSUPPORTED, 1, "our kernel's source"),
+    (302, "CUDA_ERROR_SHARED_OBJECT_SYMBOL_NOT_FOUND", CONFIG, 1, "are of different versions"),
+    (303, "CUDA_ERROR_SHARED_OBJECT_INIT_FAILED", CONFIG, 1, "cannot be loaded"),
+    (304, "CUDA_ERROR_OPERATING_SYSTEM", CONFIG, 1, "refused a system call"),
+    (400, "CUDA_ERROR_INVALID_HANDLE", INTERNAL, 1, "a handle"),
+    (401, "CUDA_ERROR_ILLEGAL_STATE", INTERNAL, 1, "could not take the call"),
+    (500, "CUDA_ERROR_NOT_FOUND", INTERNAL, 1, "a name that our kernel does not have"),
+    (600, "CUDA_ERROR_NOT_READY", INTERNAL, 1, "before the device had it"),
+    (700, "CUDA_ERROR_ILLEGAL_ADDRESS", DEVICE, 2, "a wrong address."),
+    (702, "CUDA_ERROR_LAUNCH_TIMEOUT", DEVICE, 2, "the driver's time limit"),
+    (709, "CUDA_ERROR_CONTEXT_IS_DESTROYED", INTERNAL, 1, "a context that is no more"),
+    (710, "CUDA_ERROR_ASSERT", DEVICE, 2, "a failed one"),
+    (714, "CUDA_ERROR_HARDWARE_STACK_ERROR", DEVICE, 2, "a broken call stack"),
+    (715, "CUDA_ERROR_ILLEGAL_INSTRUCTION", DEVICE, 2, "met an instruction"),
+    (716, "CUDA_ERROR_MISALIGNED_ADDRESS", DEVICE, 2, "a misaligned address"),
+    (717, "CUDA_ERROR_INVALID_ADDRESS_SPACE", DEVICE, 2, "a wrong address space"),
+    (718, "CUDA_ERROR_INVALID_PC", DEVICE, 2, "program counter"),
+    (719, "CUDA_ERROR_LAUNCH_FAILED", DEVICE, 2, "failed on the device"),
+    (800, "CUDA_ERROR_NOT_PERMITTED", CONFIG, 1, "does not permit"),
+    (801, "CUDA_ERROR_NOT_SUPPORTED", CONFIG, 1, "does not support"),
+    (802, "CUDA_ERROR_SYSTEM_NOT_READY", TRANSIENT, 1, "fabric manager has not finished"),
+    (803, "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH", NODE, 1, "have different versions"),
+    (804, "CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE", CONFIG, 1, "forward-compatibility"),
+    (805, "CUDA_ERROR_MPS_CONNECTION_FAILED", TRANSIENT, 1, "MPS server does not answer"),
+    (806, "CUDA_ERROR_MPS_RPC_FAILURE", TRANSIENT, 1, "answered badly"),
+    (807, "CUDA_ERROR_MPS_SERVER_NOT_READY", TRANSIENT, 1, "starting or recovering"),
+    (808, "CUDA_ERROR_MPS_MAX_CLIENTS_REACHED", TRANSIENT, 1, "as many clients"),
+    (809, "CUDA_ERROR_MPS_MAX_CONNECTIONS_REACHED", TRANSIENT, 1, "as many MPS connections"),
+    (810, "CUDA_ERROR_MPS_CLIENT_TERMINATED", TRANSIENT, 1, "ended our process"),
+    (916, "CUDA_ERROR_KEY_ROTATION", TRANSIENT, 1, "changing its keys"),
+    (919, "CUDA_ERROR_FABRIC_NOT_READY", TRANSIENT, 1, "joined its NVLink fabric"),
+    (999, "CUDA_ERROR_UNKNOWN", NODE, 2, "does not know what went wrong"),
     // Named by the driver, not by us.
-    (301, "CUDA_ERROR_FILE_NOT_FOUND", UNKNOWN, 2),
-    (701, "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES", UNKNOWN, 2),
+    (301, "CUDA_ERROR_FILE_NOT_FOUND", UNKNOWN, 2, "not one of those that we know"),
+    (701, "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES", UNKNOWN, 2, "not one of those that we know"),
     // Named by nobody.
-    (4711, "CUDA_ERROR_UNLISTED", UNKNOWN, 2),
-    (-1, "CUDA_ERROR_UNLISTED", UNKNOWN, 2),
-    (i32::MIN, "CUDA_ERROR_UNLISTED", UNKNOWN, 2),
+    (4711, "CUDA_ERROR_UNLISTED", UNKNOWN, 2, "not one of those that we know"),
+    (-1, "CUDA_ERROR_UNLISTED", UNKNOWN, 2, "not one of those that we know"),
+    (i32::MIN, "CUDA_ERROR_UNLISTED", UNKNOWN, 2, "not one of those that we know"),
 ];
 
 /// A call: its step, its name, which of the process's calls of that name, and the memory walk in MiB.
@@ -142,6 +142,15 @@ static DEV: LazyLock<PathBuf> = LazyLock::new(|| {
     dev
 });
 
+/// The same with two GPUs.
+static TWO: LazyLock<PathBuf> = LazyLock::new(|| {
+    let dev = folder("dev-of-two");
+    for file in ["nvidia0", "nvidia1", "nvidia-uvm"] {
+        std::fs::write(dev.join(file), "").unwrap();
+    }
+    dev
+});
+
 /// Exit code and report on these devices, with this folder as `/dev`.
 fn run(devices: &Value, dev: &Path, walk: u32, arguments: &[&str]) -> (i32, Report) {
     let walk = walk.to_string();
@@ -180,11 +189,33 @@ fn each<T: Sync>(cases: &[T], test: impl Fn(&T) -> Result<(), String> + Sync) {
 /// What the report must say of a code at a place, whichever place that is.
 fn verdict(place: &Place, code: &Code) -> Result<(), String> {
     let (step, call, nth, walk) = *place;
-    let (code, name, exit, attempts) = *code;
-    let fault = json!({"call": call, "nth": nth, "code": code});
+    let fault = json!({"call": call, "nth": nth, "code": code.0});
     let count = if step == Step::Peers { 2 } else { 1 };
     let devices = json!({"devices": [{"profile": "a100", "count": count}], "faults": [fault]});
     let (found, report) = run(&devices, &DEV, walk, &[]);
+    let device = is_of_a_device(step).then_some(0);
+    judge(place, code, device, found, &report)
+}
+
+/// The same of a call for the second of two devices.
+fn verdict_of_second(place: &Place, code: &Code) -> Result<(), String> {
+    let (_, call, _, walk) = *place;
+    let fault = json!({"call": call, "device": 1, "code": code.0});
+    let devices = json!({"devices": [{"profile": "a100", "count": 2}], "faults": [fault]});
+    let (found, report) = run(&devices, &TWO, walk, &[]);
+    judge(place, code, Some(1), found, &report)
+}
+
+/// Whether exit code and report are what this code at this place, on this device, must lead to.
+fn judge(
+    place: &Place,
+    code: &Code,
+    device: Option<u32>,
+    found: i32,
+    report: &Report,
+) -> Result<(), String> {
+    let (step, call, ..) = *place;
+    let (code, name, exit, attempts, words) = *code;
     let fail = |what: &str| {
         Err(format!(
             "{call} at {step:?} returns {code}: {what}: {report:?}"
@@ -218,11 +249,8 @@ fn verdict(place: &Place, code: &Code) -> Result<(), String> {
         (report.exit_code() == exit, "report and exit code differ"),
         (place_of == (step, Some(call), Some(code)), "another place"),
         (failure.code_name == name, "another name"),
-        (
-            failure.device == is_of_a_device(step).then_some(0),
-            "another device",
-        ),
-        (is_explained(failure), "not explained"),
+        (failure.device == device, "another device"),
+        (is_explained(failure, words), "not explained"),
     ]
     .into_iter()
     .find(|(holds, _)| !holds);
@@ -242,7 +270,7 @@ fn is_of_a_device(step: Step) -> bool {
 }
 
 /// The message says what happened and, in a sentence more, what it means; the advice is a sentence, too.
-fn is_explained(failure: &Failure) -> bool {
+fn is_explained(failure: &Failure, words: &str) -> bool {
     let happened = format!(
         "{} returned {} ({})",
         failure.call.as_deref().unwrap_or_default(),
@@ -252,7 +280,7 @@ fn is_explained(failure: &Failure) -> bool {
     failure
         .message
         .strip_prefix(&happened)
-        .is_some_and(|rest| rest.len() > 20 && rest.ends_with('.'))
+        .is_some_and(|rest| rest.contains(words) && rest.ends_with('.'))
         && failure.advice.len() > 20
         && failure.advice.ends_with('.')
 }
@@ -281,6 +309,17 @@ fn every_call_is_judged_as_its_step_is() {
         .flat_map(|place| some().map(move |code| (place, code)))
         .collect();
     each(&cases, |(place, code)| verdict(place, code));
+}
+
+#[test]
+fn a_code_on_the_second_of_two_devices_names_that_one() {
+    let places = || STEPS.iter().filter(|(step, ..)| is_of_a_device(*step));
+    let some = || CODES.iter().filter(|(code, ..)| SOME.contains(code));
+    let cases: Vec<_> = places()
+        .flat_map(|place| some().map(move |code| (place, code)))
+        .collect();
+    assert_eq!(cases.len(), 42);
+    each(&cases, |(place, code)| verdict_of_second(place, code));
 }
 
 #[test]
@@ -344,7 +383,7 @@ fn circumstances_change_what_a_code_means() {
 fn a_code_that_is_worth_a_second_process_and_does_not_come_back_blames_nobody() {
     let cases: Vec<_> = CODES
         .iter()
-        .filter(|(.., attempts)| *attempts == 2)
+        .filter(|(.., attempts, _)| *attempts == 2)
         .collect();
     assert_eq!(cases.len(), 17);
     each(&cases, |(code, ..)| {
