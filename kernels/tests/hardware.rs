@@ -1,5 +1,5 @@
-//! The gate on a machine with a GPU: see `docs/hardware.md`. It runs where there is no cargo, with the gate's program beside
-//! it. Without a GPU everything is ignored.
+//! The gate on a machine with a GPU: see `docs/hardware.md`. It runs where there is no cargo, and brings the gate's program
+//! with it. Without a GPU everything is ignored.
 
 #![allow(
     clippy::unwrap_used,
@@ -13,6 +13,7 @@ mod driver;
 use std::env;
 use std::fs;
 use std::io::{BufRead as _, BufReader};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::{Arc, Mutex};
@@ -23,8 +24,12 @@ use gate_report::{Class, Device, DriverModel, Report, Step};
 use libtest_mimic::{Arguments, Failed, Trial};
 use serde_json::{Value, json};
 
-/// The gate's program, where cargo built it; on another machine it is beside this one.
-const BUILT: &str = env!("CARGO_BIN_EXE_cuda-smoke");
+/// The gate's program: one file is all that another machine needs.
+#[cfg(not(clippy))]
+const GATE: &[u8] = include_bytes!(env!("CARGO_BIN_EXE_cuda-smoke"));
+/// Cargo builds no programs for lints.
+#[cfg(clippy)]
+const GATE: &[u8] = &[];
 
 /// What the words of a trial begin with that does not apply to the machine.
 const LEFT_OUT: &str = "left out: ";
@@ -61,6 +66,9 @@ fn main() -> ExitCode {
     arguments.test_threads = Some(1);
     let has_gpu = has_gpu(&dev_dir());
     let machine = Arc::new(Machine::new());
+    if has_gpu && !arguments.list {
+        machine.install();
+    }
     let trials = TRIALS.iter().map(|(name, needs, run)| {
         let machine = Arc::clone(&machine);
         let is_there = needs.is_empty() || in_path(needs);
@@ -118,18 +126,19 @@ impl Machine {
     fn new() -> Self {
         let folder = env::temp_dir().join(format!("hardware-{}", std::process::id()));
         fs::create_dir_all(&folder).unwrap();
-        let beside = env::current_exe().unwrap().with_file_name("cuda-smoke");
-        let program = if beside.exists() {
-            beside
-        } else {
-            BUILT.into()
-        };
+        let program = folder.join("cuda-smoke");
         Self {
             folder,
             program,
             rows: Mutex::default(),
             passed: Mutex::default(),
         }
+    }
+
+    /// Writes the gate's program where it is run from.
+    fn install(&self) {
+        fs::write(&self.program, GATE).unwrap();
+        fs::set_permissions(&self.program, fs::Permissions::from_mode(0o755)).unwrap();
     }
 
     fn record(&self, name: &str, run: Run) -> Result<(), String> {
@@ -503,16 +512,21 @@ fn mps(machine: &Machine) -> Found {
         sh.status().is_ok_and(|status| status.success())
     };
     if !sh("nvidia-cuda-mps-control -d") {
-        return Err("nvidia-cuda-mps-control could not be started".into());
+        return Ok(format!("{LEFT_OUT}nvidia-cuda-mps-control does not start"));
     }
+    // It is not told that the GPU is shared: the variable says so.
     let result = machine.check(|smoke| {
-        smoke
-            .arg("--shared")
-            .env("CUDA_MPS_PIPE_DIRECTORY", &folder);
+        smoke.env("CUDA_MPS_PIPE_DIRECTORY", &folder);
     });
     sh("echo quit | nvidia-cuda-mps-control");
     let (code, report) = result?;
-    demand(code == 0, format!("{code}, {}", told(&report)))
+    // A shared GPU has no load.
+    let mut devices = report.devices.iter();
+    let is_seen = devices.all(|one| one.tensor_load_ms.is_none());
+    demand(
+        code == 0 && is_seen,
+        format!("{code}, {}; taken for shared: {is_seen}", told(&report)),
+    )
 }
 
 fn beside_smi(machine: &Machine) -> Found {
