@@ -15,7 +15,7 @@ const AHEAD: SignedDuration = SignedDuration::from_secs(30);
 /// By then the moment has come.
 const OPENS_WITHIN: Duration = Duration::from_mins(2);
 /// Its runner is made so soon after it opens: the pool is not only looked at when its queue is read, twice a minute.
-const AT_ONCE: SignedDuration = SignedDuration::from_secs(10);
+const AT_ONCE: SignedDuration = SignedDuration::from_secs(25);
 
 pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     // Given a window that is always open, then its runner waits, though no job does
