@@ -25,7 +25,8 @@ const NAME: usize = 256;
 
 /// Counts jobs that have ended, and tells which devices are suspect now and were not.
 pub(super) fn count(status: &mut CudaRunnerStatus, jobs: &[&JobStatus]) -> Vec<Notice> {
-    for job in jobs {
+    // One that was not let in ran nothing on its devices.
+    for job in jobs.iter().filter(|job| job.refused.is_none()) {
         let conclusion = job.conclusion.as_deref();
         let failed = is_failure(conclusion);
         // Others than these and success say nothing.
@@ -297,6 +298,11 @@ mod tests {
         for conclusion in [None, Some("cancelled"), Some("skipped"), Some("neutral")] {
             count(&mut status, &[&job("GPU-1", conclusion)]);
         }
+        let refused = JobStatus {
+            refused: Some("pull requests from forks are not allowed".to_owned()),
+            ..job("GPU-1", Some("failure"))
+        };
+        count(&mut status, &[&refused]);
         assert_eq!(status.devices, vec![]);
         count(&mut status, &[&job("GPU-1", Some("timed_out"))]);
         assert_eq!((status.devices[0].jobs, status.devices[0].failed), (1, 1));

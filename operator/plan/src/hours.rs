@@ -129,6 +129,9 @@ pub struct JobOfRunner {
     /// How it ended, in GitHub's word; absent where GitHub has not said it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub conclusion: Option<String>,
+    /// Whether the pool did not let it in: it was ended before its first step.
+    #[serde(skip)]
+    pub refused: bool,
     /// Seconds from queued to its start; absent where GitHub has not said when it was queued.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub queued_seconds: Option<u64>,
@@ -201,6 +204,7 @@ fn told(job: &JobStatus, observed: &Observed) -> JobOfRunner {
         attempt: job.attempt,
         job: job.job.clone(),
         conclusion: job.conclusion.clone(),
+        refused: job.refused.is_some(),
         queued_seconds: queued.zip(started).map(|(from, to)| seconds(from, to)),
         run_seconds: started.map(|from| seconds(from, job.finished_at.0)),
         energy_joules: usage::energy(job),

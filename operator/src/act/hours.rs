@@ -97,6 +97,7 @@ mod tests {
                 attempt: Some(1),
                 job: "\"<script>".to_owned(),
                 conclusion: None,
+                refused: false,
                 queued_seconds: None,
                 run_seconds: Some(40),
                 energy_joules: Some(9_000),

@@ -134,6 +134,7 @@ fn hours(repository: &str, conclusion: Option<&str>) -> RunnerHours {
             attempt: None,
             job: "train".to_owned(),
             conclusion: conclusion.map(str::to_owned),
+            refused: false,
             queued_seconds: Some(30),
             run_seconds: Some(38),
             energy_joules: None,

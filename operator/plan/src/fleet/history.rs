@@ -89,7 +89,7 @@ impl History {
                 EventKind::Job,
                 runner.held_until,
                 conclusion.unwrap_or(UNKNOWN),
-                is_failure(conclusion),
+                is_failure(conclusion) && !job.refused,
             );
             self.remembered.push(Event {
                 job: Some(Job {
@@ -208,7 +208,8 @@ impl Event {
             at: job.finished_at.0,
             kind: EventKind::Job,
             result: clean(conclusion.unwrap_or(UNKNOWN), LONGEST),
-            failed: is_failure(conclusion),
+            // One that was not let in ran nothing that could fail.
+            failed: is_failure(conclusion) && job.refused.is_none(),
             pool: pool.to_owned(),
             runner: job.runner.clone(),
             node: job.node.clone(),

@@ -455,6 +455,7 @@ fn ended(name: &str, run: i64) -> RunnerHours {
             attempt: Some(1),
             job: "train".to_owned(),
             conclusion: Some("failure".to_owned()),
+            refused: false,
             queued_seconds: None,
             run_seconds: None,
             energy_joules: None,

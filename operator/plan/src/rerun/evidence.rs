@@ -96,16 +96,10 @@ pub(super) fn blamed(case: Case, wish: &Rerun) -> Vec<Blamed> {
 /// A runner's job that its node took with it.
 fn by_node(case: Case, runner: &Runner) -> Option<Blamed> {
     let (word, evidence, at) = loss(case, runner)?;
-    let job = runner.under_way.as_deref();
-    let job = job.or(runner.done.as_ref().map(|done| &done.job));
+    let job = job_of(runner)?;
     Some(Blamed {
         runner: runner.name.clone(),
-        job: named(
-            case.pool,
-            case.spec,
-            runner,
-            job.or(runner.heard.as_deref())?,
-        )?,
+        job: named(case.pool, case.spec, runner, job)?,
         node: runner.node.clone(),
         device: None,
         cause: RerunCause::NodeLoss,
@@ -118,6 +112,18 @@ fn by_node(case: Case, runner: &Runner) -> Option<Blamed> {
 }
 
 /// How Kubernetes took a runner away, and when. A job can have its own pod evicted, by what it uses: that proves nothing.
+/// The job that a runner had, or was given. One that the pool did not let in ended by that, and by nothing else.
+fn job_of(runner: &Runner) -> Option<&Job> {
+    if let Some(under_way) = &runner.under_way {
+        return Some(under_way);
+    }
+    match &runner.done {
+        Some(done) if done.refused.is_some() => None,
+        Some(done) => Some(&done.job),
+        None => runner.heard.as_deref(),
+    }
+}
+
 fn loss(case: Case, runner: &Runner) -> Option<(Reason, String, Timestamp)> {
     let disruption = runner.disruption.as_ref().filter(|d| !d.by_own_use);
     match (&runner.end, disruption) {
@@ -324,7 +330,9 @@ pub fn remember<'a>(
     let Ok(spec) = &pool.spec else {
         return vec![];
     };
-    let listed = pool.status.last_jobs.iter().filter_map(|job| {
+    let may_be_blamed = pool.status.last_jobs.iter();
+    let may_be_blamed = may_be_blamed.filter(|job| job.refused.is_none());
+    let listed = may_be_blamed.filter_map(|job| {
         let attempt = job.attempt;
         let name = job.job.clone();
         let run = jobs::run_of(job)?;
@@ -373,14 +381,17 @@ fn is_cut(runner: &Runner) -> bool {
 
 /// The job that ended on a runner, or with it. A persistent runner's last one may have gone well before.
 fn ended(pool: &Pool, spec: &Spec, runner: &Runner) -> Option<Ended> {
-    let done = runner.done.as_ref().map(|done| (&done.job, done.finished));
     let failed = match &runner.end {
         Some(End::Failed(failure)) => Some(failure.at),
         _ => None,
     };
     let under_way = runner.under_way.as_deref().zip(failed);
-    let heard = runner.heard.as_deref().zip(failed);
-    let (job, at) = under_way.or(done).or(heard)?;
+    let (job, at) = match &runner.done {
+        _ if under_way.is_some() => under_way,
+        Some(done) if done.refused.is_some() => None,
+        Some(done) => Some((&done.job, done.finished)),
+        None => runner.heard.as_deref().zip(failed),
+    }?;
     Some(Ended {
         runner: runner.name.clone(),
         node: runner.node.clone()?,

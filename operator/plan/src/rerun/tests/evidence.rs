@@ -451,3 +451,34 @@ fn a_job_of_an_address_that_the_pool_has_left_is_run_again_there_and_not_at_its_
     // And at another server, which the credentials are not for, nothing is asked
     assert_eq!(run("https://ghe.example.com/acme/widgets"), None);
 }
+
+#[test]
+fn a_job_that_the_pool_did_not_let_in_is_blamed_on_nothing() {
+    // Given a runner whose job ended before its first step, by the pool's own word
+    let mut pool = wishing(1);
+    let mut done = runner(&pool, JOB, RunnerPhase::Finished);
+    done.devices = vec!["GPU-1".to_owned()];
+    done.heard = Some(Box::new(named()));
+    done.done = Some(Box::new(EndedJob {
+        job: named(),
+        started: None,
+        finished: ago(60),
+        refused: Some("pull requests from forks are not allowed".to_owned()),
+        gpus: vec![],
+        exceeded_minutes: None,
+    }));
+    let none = BTreeMap::new();
+    // Then nothing is remembered of it for a gate that may yet fail
+    assert_eq!(remember(&pool, [&done].into_iter(), &none, vec![], NOW), []);
+    // ... after a restart neither
+    let mut observed = observed(vec![done.clone()]);
+    step(&mut pool, &observed);
+    assert_eq!(pool.status.last_jobs.len(), 1);
+    assert_eq!(remember(&pool, [].into_iter(), &none, vec![], NOW), []);
+    // And a drain of its node did not end it
+    done.end = Some(End::JobDone(named()));
+    done.disruption = Some(evicted(61));
+    observed.runners = vec![done];
+    step(&mut pool, &observed);
+    assert!(pool.status.reruns.is_empty(), "{:?}", pool.status.reruns);
+}
