@@ -365,7 +365,7 @@ pub struct WaitingJob {
     pub since: Option<Timestamp>,
 }
 
-/// A gate or a job that has ended.
+/// A gate, a job or a runner that has ended.
 #[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Event {
@@ -399,10 +399,15 @@ pub struct Event {
 /// What ended.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, JsonSchema, PartialEq, Serialize)]
 pub enum EventKind {
-    /// A gate, or a runner before its job.
+    /// A gate.
     Gate,
     /// A job.
     Job,
+    /// A runner that failed, and not in its gate: it never came so far, or its agent, its pod or its node ended.
+    Runner,
+    /// A kind of a later version.
+    #[serde(other)]
+    Unknown,
 }
 
 /// GPU-hours of runners that ended.

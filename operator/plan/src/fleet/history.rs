@@ -20,7 +20,7 @@ pub(super) struct History {
     remembered: Vec<Event>,
 }
 
-/// What runners fail of in their gate.
+/// What runners fail of in their gate; of all else they fail before it, or after it.
 const OF_GATE: [Reason; 3] = [
     Reason::GateFailed,
     Reason::GateOverdue,
@@ -103,7 +103,7 @@ impl History {
                 ..ended
             });
         } else if let Some(reason) = runner.reason.filter(|_| !was_online)
-            && Stored::parse(reason).is_one_of(&OF_GATE)
+            && is_of_gate(reason)
         {
             let mut failed = event(EventKind::Gate, runner.held_until, reason, true);
             // Which of several was at fault is not remembered.
@@ -189,6 +189,10 @@ impl History {
     }
 }
 
+fn is_of_gate(reason: &str) -> bool {
+    Stored::parse(reason).is_one_of(&OF_GATE)
+}
+
 /// What makes two events the same: one status tells of it, and the operator remembers it.
 fn identity(event: &Event) -> (&str, &str, EventKind, bool, Option<i64>) {
     let run = event.job.as_ref().and_then(|job| job.run_id);
@@ -229,7 +233,11 @@ impl Event {
     fn of_failure(pool: &str, failure: &FailureStatus) -> Self {
         Self {
             at: failure.at.0,
-            kind: EventKind::Gate,
+            kind: if is_of_gate(&failure.reason) {
+                EventKind::Gate
+            } else {
+                EventKind::Runner
+            },
             result: failure.reason.clone(),
             failed: true,
             pool: pool.to_owned(),

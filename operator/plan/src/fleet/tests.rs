@@ -580,7 +580,67 @@ fn an_address_that_may_hold_a_secret_is_not_repeated() {
 }
 
 #[test]
-fn a_state_of_a_later_version_is_read_as_unknown() {
+fn a_word_of_a_later_version_is_read_as_unknown() {
     let device: Device = serde_json::from_str(r#"{"state": "Sold", "price": 1}"#).unwrap();
     assert_eq!(device.state, DeviceState::Unknown);
+    let kind: EventKind = serde_json::from_str(r#""Auction""#).unwrap();
+    assert_eq!(kind, EventKind::Unknown);
+}
+
+#[test]
+fn a_failure_is_of_a_gate_only_where_the_gate_failed() {
+    let resource = said(|status| {
+        let reasons = [
+            Reason::GateFailed,
+            Reason::GateOverdue,
+            Reason::NodeWarmingUp,
+            Reason::JobCutShort,
+            Reason::Evicted,
+            Reason::NodeLost,
+            Reason::JobOverAgentRunning,
+            Reason::AgentOffline,
+            Reason::NeverStarted,
+        ];
+        let words = reasons.map(Reason::word).into_iter().chain(["Flipped"]);
+        status.last_failures = words
+            .map(|word| FailureStatus {
+                runner: word.to_owned(),
+                reason: word.to_owned(),
+                ..failure("GPU-a", ago(50))
+            })
+            .collect();
+    });
+    let fleet = fleet(&resource, &[], None);
+    let of = |kind| {
+        let events = fleet.history.iter().filter(|event| event.kind == kind);
+        events.map(|e| e.result.as_str()).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        of(EventKind::Gate),
+        ["GateFailed", "GateOverdue", "NodeWarmingUp"]
+    );
+    assert_eq!(of(EventKind::Runner).len(), 7);
+}
+
+#[test]
+fn a_job_that_the_pool_did_not_let_in_has_not_failed() {
+    // Given one that the status has, and one that is remembered alone
+    let resource = said(|status| {
+        status.last_jobs = vec![JobStatus {
+            refused: Some("forks are not allowed".to_owned()),
+            ..job("train", "GPU-a", "failure")
+        }];
+    });
+    let mut builder = Builder::new(NOW, None, None, None);
+    builder.pool(&resource, Known::default());
+    let mut remembered = ended("pool-kkkkk", 8);
+    remembered.job.as_mut().unwrap().refused = true;
+    builder.ended(&remembered);
+    let jobs = builder.finish().history.into_iter();
+    let jobs = jobs.filter(|event| event.kind == EventKind::Job);
+    let jobs: Vec<_> = jobs.map(|e| (e.result, e.failed)).collect();
+    assert_eq!(
+        jobs,
+        [("failure".to_owned(), false), ("failure".to_owned(), false)]
+    );
 }

@@ -87,6 +87,15 @@ pub fn pool(fleet: &Fleet, namespace: &str, name: &str) -> Option<String> {
     Some(whole(&key, "pool", fleet, &body))
 }
 
+/// What ended.
+fn what(event: &Event) -> Markup {
+    match event.kind {
+        EventKind::Gate => html! { "gate" },
+        EventKind::Runner => html! { "runner" },
+        EventKind::Job | EventKind::Unknown => job(event.job.as_ref()),
+    }
+}
+
 fn table(events: &[&Event]) -> Markup {
     html! {
         @if events.is_empty() { p { "Nothing is known: nothing has ended, or it is not kept any more." } }
@@ -95,7 +104,7 @@ fn table(events: &[&Event]) -> Markup {
                 thead { tr { th { "Ended" } th { "What" } th { "Result" } th { "Runner" } th { "Node" } th { "Devices" } th { "Why" } } }
                 tbody { @for event in events { tr {
                     td { (time(event.at)) }
-                    td { @if event.kind == EventKind::Gate { "gate" } @else { (job(event.job.as_ref())) } }
+                    td { (what(event)) }
                     td { @if event.failed { span.bad { (event.result) } } @else { (event.result) } }
                     td { (event.runner) }
                     td { (event.node.as_deref().unwrap_or("–")) }
