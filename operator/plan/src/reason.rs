@@ -506,7 +506,7 @@ catalogue! {
         WebhookDelivers [WEBHOOK] "GitHub's events arrive, and wake the pool.";
         Listening [QUEUE] "Jobs that ask for these labels are assigned to the pool's scale set.";
         JobRunAgain [EVENT] "A job that a GPU or a node ended is run again; the note says what was found. [More](rerun.md).";
-        RerunNotNeeded [EVENT] "A job that a GPU or a node ended is not run again, because it did not fail, or because somebody has run it again, cancelled it, or pushed a newer commit.";
+        RerunNotNeeded [EVENT] "A job that a GPU or a node ended is not run again, because it did not fail, because somebody has cancelled it or pushed a newer commit, or because its run had another attempt meanwhile, with it or without it. The note says which.";
         JobCompleted [EVENT] "A runner has run its job, whatever became of that.";
         NotAsked [VERIFIED, CHECKS, WEBHOOK] "The spec does not ask for it.";
         NotStarted [VERIFIED, CHECKS] "The workflow has not been started, because of the spec or of what the message says.";

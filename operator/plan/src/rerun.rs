@@ -32,6 +32,9 @@ const HOUR: SignedDuration = SignedDuration::from_hours(1);
 const GIVE_UP: SignedDuration = SignedDuration::from_hours(24);
 /// How long what was read of a run that is over is believed.
 pub const FRESH: SignedDuration = SignedDuration::from_mins(1);
+/// For so long after what ended a job, and after the ends of the run's other red jobs, these may yet prove to be ended by
+/// something else, too: the gates on the devices of one node come within seconds of each other, and GitHub runs one attempt.
+const SETTLE: SignedDuration = SignedDuration::from_mins(1);
 /// How soon it is looked again where nothing else says when.
 const AGAIN: SignedDuration = SignedDuration::from_secs(2);
 
@@ -65,8 +68,9 @@ pub(super) fn plan(case: Case, plan: &mut Plan) {
         beyond.extend(add(case, blamed, &mut entries, plan));
     }
     plan.news.extend(not_listed(&beyond));
+    let all = entries.clone();
     for entry in entries.iter_mut().filter(|e| e.is_open()) {
-        advance(case, wish, entry, plan);
+        advance(case, wish, entry, &all, plan);
     }
     for run in open_runs(&entries) {
         if let Some(action) = attempt(case, wish, &run, &entries) {
@@ -165,7 +169,13 @@ fn not_listed(beyond: &[Blamed]) -> Option<Notice> {
 }
 
 /// Brings an entry forward.
-fn advance(case: Case, wish: &Rerun, entry: &mut RerunStatus, plan: &mut Plan) {
+fn advance(
+    case: Case,
+    wish: &Rerun,
+    entry: &mut RerunStatus,
+    all: &[RerunStatus],
+    plan: &mut Plan,
+) {
     let (facts, now) = (&case.observed.reruns, case.now);
     let run = run_of(entry).filter(|_| now < entry.at.0.after(GIVE_UP));
     let Some(run) = run else {
@@ -196,6 +206,7 @@ fn advance(case: Case, wish: &Rerun, entry: &mut RerunStatus, plan: &mut Plan) {
         Verdict::Again { job, name, attempt } => {
             entry.state = RerunState::Requested.into();
             entry.job_id = i64::try_from(job).ok();
+        Verdict::Again { .. } if awaits_others(case, entry, &run, read, all) => {}
             entry.job = name;
             entry.attempt = i32::try_from(attempt).ok();
         }
@@ -207,6 +218,29 @@ fn advance(case: Case, wish: &Rerun, entry: &mut RerunStatus, plan: &mut Plan) {
 /// The request for a run, when all of its jobs that are to be run again are in the status as such.
 fn attempt(case: Case, wish: &Rerun, run: &RunKey, entries: &[RerunStatus]) -> Option<NewAttempt> {
     let facts = &case.observed.reruns;
+/// Whether other red jobs of the run may yet turn out to be ended by something else: one request is for all of them.
+fn awaits_others(
+    case: Case,
+    entry: &RerunStatus,
+    run: &RunKey,
+    read: &RunFacts,
+    all: &[RerunStatus],
+) -> bool {
+    if entry.state != RerunState::Waiting {
+        return false;
+    }
+    let is_listed = |runner: &str| {
+        let mut all = all.iter();
+        all.any(|e| e.runner == runner && run_of(e).as_ref() == Some(run))
+    };
+    let mut others = judge::red_beside(entry, read);
+    others.any(|(runner, ended)| {
+        case.now < ended.max(entry.at.0).after(SETTLE)
+            && !is_listed(runner)
+            && !evidence::is_acquitted(case, runner, run)
+    })
+}
+
     let read = facts.runs.get(run)?;
     if facts.answers.contains_key(run) || read.read.after(FRESH) <= case.now {
         return None;

@@ -9,8 +9,9 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::model::github::Repository;
+use crate::model::jobs::RunKey;
 use crate::model::pool::{GpuRequest, Pool, Spec};
-use crate::model::rerun::{Cut, Ended, NamedJob};
+use crate::model::rerun::{Cut, Ended, NamedJob, Pass};
 use crate::model::runner::{End, Job, Runner, unconfirmed};
 use crate::model::time::Shift as _;
 use crate::quarantine::{facts, is_proof};
@@ -111,7 +112,6 @@ fn by_node(case: Case, runner: &Runner) -> Option<Blamed> {
     })
 }
 
-/// How Kubernetes took a runner away, and when. A job can have its own pod evicted, by what it uses: that proves nothing.
 /// The job that a runner had, or was given. One that the pool did not let in ended by that, and by nothing else.
 fn job_of(runner: &Runner) -> Option<&Job> {
     if let Some(under_way) = &runner.under_way {
@@ -124,6 +124,7 @@ fn job_of(runner: &Runner) -> Option<&Job> {
     }
 }
 
+/// How Kubernetes took a runner away, and when. A job can have its own pod evicted, by what it uses: that proves nothing.
 fn loss(case: Case, runner: &Runner) -> Option<(Reason, String, Timestamp)> {
     let disruption = runner.disruption.as_ref().filter(|d| !d.by_own_use);
     match (&runner.end, disruption) {
@@ -314,6 +315,21 @@ fn is_cleared(case: Case, job: &Ended, fault: &Fault) -> bool {
     let mut later = later.filter(|other| other.node == job.node && shares(&other.devices));
     passed.any(|p| is_between(p.bound) && (p.devices.is_empty() || shares(&p.devices)))
         || later.any(|other| is_between(other.at))
+}
+
+/// Whether the devices of a job that ended are known to be well: gates passed there since.
+pub(super) fn is_acquitted(case: Case, runner: &str, run: &RunKey) -> bool {
+    let facts = &case.observed.reruns;
+    let is_it = |job: &&Ended| job.runner == runner && job.job.run == *run;
+    let (Some(job), Some(passes)) = (facts.ended.iter().find(is_it), &facts.passes) else {
+        return false;
+    };
+    let is_later = |pass: &&Pass| pass.node == job.node && job.at < pass.bound;
+    let is_well = |device: &String| {
+        let mut later = passes.all.iter().filter(is_later);
+        later.any(|pass| pass.devices.contains(device))
+    };
+    !job.devices.is_empty() && job.devices.iter().all(is_well)
 }
 
 /// The jobs that ended on the pool's runners lately, for a gate that may yet fail: those that were known, and those whose

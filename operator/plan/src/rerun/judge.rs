@@ -47,7 +47,7 @@ pub(super) fn judge(entry: &RerunStatus, read: &RunFacts, wish: &Rerun) -> Verdi
         }
         return skip(
             Reason::RerunNotNeeded,
-            "Jobs of the workflow run were run again already.",
+            "The workflow run had another attempt before this was known. If the job is still red there, run it again by hand.",
         );
     }
     if run.status != "completed" {
@@ -83,6 +83,21 @@ pub(super) fn judge(entry: &RerunStatus, read: &RunFacts, wish: &Rerun) -> Verdi
             attempt: run.attempt,
         },
     }
+}
+
+/// The runners of the other jobs of the attempt that ended as badly, as far as they were here, and when they ended.
+pub(super) fn red_beside<'a>(
+    entry: &'a RerunStatus,
+    read: &'a RunFacts,
+) -> impl Iterator<Item = (&'a str, Timestamp)> {
+    let attempt = read.run.as_ref().map(|run| run.attempt);
+    let others = read.jobs.iter().filter(move |job| {
+        Some(job.attempt) == attempt && matches!(is_lost(entry, job), Loss::Red)
+    });
+    others.filter_map(|job| {
+        let runner = job.runner_name.as_deref().filter(|r| *r != entry.runner)?;
+        Some((runner, job.completed_at.unwrap_or(entry.at.0)))
+    })
 }
 
 /// Whether the run has gone on to another attempt than the job's.

@@ -302,6 +302,87 @@ fn a_sick_pool_does_not_hide_behind_what_is_run_again() {
             ..named()
         }));
         gone
+/// Two jobs of one run that ended red on two devices of a node; the gate on the first has failed. One reconcile after that was
+/// stored.
+fn two_on_a_node() -> (Pool, Observed) {
+    let mut pool = wishing(1);
+    let mut observed = world(&pool, broken());
+    let second = Ended {
+        runner: "pool-ccccc".to_owned(),
+        devices: vec!["GPU-2".to_owned()],
+        ..ended()
+    };
+    observed.reruns.ended.push(second);
+    let jobs = vec![job(5, JOB, "failure"), job(6, "pool-ccccc", "failure")];
+    observed.reruns.runs.insert(key(), over(jobs));
+    step(&mut pool, &observed);
+    step(&mut pool, &observed);
+    (pool, observed)
+}
+
+/// The gate on the second device fails, too.
+fn fails_too(pool: &Pool, observed: &mut Observed, at: Timestamp) {
+    let device = Some("GPU-2".to_owned());
+    let gate = Failure {
+        device,
+        at,
+        ..broken()
+    };
+    observed.runners.push(failed(pool, "pool-ddddd", gate));
+}
+
+#[test]
+fn jobs_of_a_run_whose_devices_are_found_broken_one_after_the_other_are_run_again_at_once() {
+    // Given that a gate may yet speak of the other red job of the run
+    let (mut pool, mut observed) = two_on_a_node();
+    assert_eq!(state(&pool), [(RerunState::Waiting, None)]);
+    // When it does, two seconds later, then one request is for both
+    fails_too(&pool, &mut observed, ago(18));
+    step(&mut pool, &observed);
+    let both = [(RerunState::Requested, None), (RerunState::Requested, None)];
+    assert_eq!(state(&pool), both);
+    let sent = asked(&step(&mut pool, &observed));
+    assert_eq!((sent.len(), sent[0].job), (1, None));
+}
+
+#[test]
+fn a_red_job_whose_device_is_well_is_not_waited_for_and_no_other_one_for_long() {
+    // Given a gate that passes on the other one's device
+    let (mut pool, mut observed) = two_on_a_node();
+    observed.reruns.passes.as_mut().unwrap().all = vec![Pass {
+        node: "node-1".to_owned(),
+        devices: vec!["GPU-2".to_owned()],
+        bound: ago(19),
+    }];
+    step(&mut pool, &observed);
+    assert_eq!(asked(&step(&mut pool, &observed))[0].job, Some(5));
+
+    // Given that no gate says anything of it for a minute
+    let (mut pool, mut observed) = two_on_a_node();
+    let later = NOW.after(SETTLE);
+    observed.reruns.runs.get_mut(&key()).unwrap().read = later;
+    for number in 0..2 {
+        let plan = crate::plan(&pool, &observed, later);
+        pool.status = plan.status.clone();
+        let jobs: Vec<_> = asked(&plan).iter().map(|new| new.job).collect();
+        assert_eq!(jobs, vec![Some(5); number]);
+    }
+    // When one does after all, then its job is left out, and that is said as it is
+    let mut read = over(vec![]);
+    read.run = Some(run("in_progress", 2));
+    observed.reruns.runs.insert(key(), read);
+    fails_too(&pool, &mut observed, later);
+    let plan = crate::plan(&pool, &observed, later);
+    pool.status = plan.status;
+    let plan = crate::plan(&pool, &observed, later);
+    let second = plan.status.reruns.iter().find(|e| e.runner == "pool-ccccc");
+    let message = second.unwrap().message.as_deref().unwrap();
+    assert_eq!(
+        message,
+        "The workflow run had another attempt before this was known. If the job is still red there, run it again by hand."
+    );
+}
+
     });
     let mut observed_ = observed(gone.collect());
     let plan = step(&mut pool, &observed_);
