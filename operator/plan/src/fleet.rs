@@ -176,6 +176,7 @@ impl Builder {
             operator: self.operator,
             further_operators: vec![],
             not_read: vec![],
+            not_served: None,
             devices,
             nodes_visible,
             others_visible,

@@ -43,6 +43,9 @@ pub struct Fleet {
     /// What `kubectl cudarunner` could not read, and what that means for this, in sentences without a full stop.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub not_read: Vec<String>,
+    /// The pools that no operator serves, as far as `kubectl cudarunner` can tell, in a sentence without a full stop.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_served: Option<String>,
     /// How many devices are in each state, of all nodes, also of those beyond the list.
     pub devices: BTreeMap<DeviceState, u32>,
     /// Whether nodes could be read. Where they could not, only those are listed on which runners are.

@@ -50,6 +50,7 @@ impl Fleet {
             operator: operators.next(),
             further_operators: operators.collect(),
             not_read: [self.not_read, other.not_read].concat(),
+            not_served: self.not_served.or(other.not_served),
             devices,
             nodes_visible: self.nodes_visible || other.nodes_visible,
             others_visible: self.others_visible || other.others_visible,

@@ -151,6 +151,9 @@ pub struct Answer {
     /// What that is worth; or, where there is none, what is known instead, and what to do.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
+    /// The pools that no operator serves: what is said of them is old.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_served: Option<String>,
 }
 
 /// A pool that may take a job of which nothing is known.
@@ -227,7 +230,12 @@ pub fn of(fleet: &Fleet, asked: &Asked, by_status: &[CudaRunner]) -> Answer {
     };
     let notes = notes::notes(fleet, asked, (&jobs, &pools), by_status);
     jobs.truncate(MOST);
-    Answer { jobs, pools, notes }
+    Answer {
+        jobs,
+        pools,
+        notes,
+        not_served: fleet.not_served.clone(),
+    }
 }
 
 impl Told {

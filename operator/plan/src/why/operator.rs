@@ -3,8 +3,12 @@
 use cudarunner_crds::OperatorStatus;
 use jiff::{SignedDuration, Timestamp};
 
+use super::job::some;
+
 /// A Lease that was not renewed for so long has no holder: clocks differ by less.
 const STALE: SignedDuration = SignedDuration::from_mins(1);
+/// Why nobody was asked for a document.
+pub const NOBODY: &str = "no operator serves these pools";
 /// Of an operator that is there.
 const HAS_NOT_LOOKED: &str = "has not looked at GitHub since you asked, so what is said of GitHub may be old. --wait 30 gives it more time";
 /// How its pods are found.
@@ -75,29 +79,53 @@ impl Operator {
     }
 }
 
+/// What is known of the operator of a pool.
+enum Known {
+    /// It runs, or nobody can tell.
+    There(String),
+    /// No operator serves the pool.
+    Absent(String),
+}
+
 /// Why nobody has looked at GitHub for a pool that names this operator, or none, and what to do.
 #[must_use]
 pub fn doubt(named: Option<&OperatorStatus>, seen: &Seen, now: Timestamp) -> String {
+    match known(named, seen, now) {
+        Known::There(says) | Known::Absent(says) => says,
+    }
+}
+
+/// Why no operator serves a pool that names this one, or none, and what to do; `None` where one does, or nobody can tell.
+#[must_use]
+pub fn absent(named: Option<&OperatorStatus>, seen: &Seen, now: Timestamp) -> Option<String> {
+    match known(named, seen, now) {
+        Known::There(_) => None,
+        Known::Absent(says) => Some(says),
+    }
+}
+
+fn known(named: Option<&OperatorStatus>, seen: &Seen, now: Timestamp) -> Known {
+    use Known::{Absent, There};
     let Some(named) = named else {
         return unnamed(seen, now);
     };
     let why = match &seen.named {
-        Named::Unread => return unread(),
+        Named::Unread => return There(unread()),
         Named::There(operator) if !operator.selects => {
-            return format!(
+            return Absent(format!(
                 "The operator {} serves this pool no more, as its Lease says which pools it selects. {}",
                 named.name,
                 successor(named, seen, now)
-            );
+            ));
         }
         Named::Gone => "is gone: there is no Lease of it".to_owned(),
         Named::There(operator) => match (operator.runs(seen, now), operator.renewed) {
-            (Some(true), _) => return format!("The operator runs and {HAS_NOT_LOOKED}"),
+            (Some(true), _) => return There(format!("The operator runs and {HAS_NOT_LOOKED}")),
             (None, _) => {
-                return format!(
+                return There(format!(
                     "The operator {HAS_NOT_LOOKED}. Whether it runs its Lease does not tell, since it has no leader election: `kubectl get pods --namespace {}` does",
                     named.namespace
-                );
+                ));
             }
             (Some(false), None) => "does not run: nobody holds its Lease".to_owned(),
             (Some(false), Some(at)) if operator.is_renewed => {
@@ -106,10 +134,10 @@ pub fn doubt(named: Option<&OperatorStatus>, seen: &Seen, now: Timestamp) -> Str
             (Some(false), Some(_)) => "does not run: none of its pods is ready".to_owned(),
         },
     };
-    format!(
+    Absent(format!(
         "The operator {named}, which served this pool, {why}. So all of this is old. {}",
         successor(named, seen, now)
-    )
+    ))
 }
 
 /// The operators that run, beside this one.
@@ -170,18 +198,19 @@ fn not_selected(others: &[&Operator]) -> String {
 }
 
 /// Of a pool that names no operator: none has taken it yet, or one that did has given it back.
-fn unnamed(seen: &Seen, now: Timestamp) -> String {
+fn unnamed(seen: &Seen, now: Timestamp) -> Known {
+    use Known::{Absent, There};
     let running: Vec<_> = others(None, seen, now).collect();
     let pods = seen.pods.as_deref();
     let is_ready = pods.is_some_and(|pods| pods.iter().any(|pod| pod.is_ready));
     if running.iter().any(|operator| operator.selects) || (running.is_empty() && is_ready) {
-        return format!("The operator runs and {HAS_NOT_LOOKED}");
+        return There(format!("The operator runs and {HAS_NOT_LOOKED}"));
     }
     if !running.is_empty() {
-        return not_selected(&running);
+        return Absent(not_selected(&running));
     }
     let Some(all) = &seen.all else {
-        return unread();
+        return There(unread());
     };
     let last = all.iter().max_by_key(|operator| operator.renewed);
     let seen_at = last.and_then(|last| last.renewed);
@@ -189,14 +218,27 @@ fn unnamed(seen: &Seen, now: Timestamp) -> String {
     let place = last.map(|last| &last.lease.namespace);
     let place = place.or_else(|| pods?.first().map(|pod| &pod.namespace));
     match (place, pods) {
-        (Some(namespace), _) => format!(
+        (Some(namespace), _) => Absent(format!(
             "No operator runs{seen_at}. So all of this is old, and nothing is done for this pool. `kubectl get pods --namespace {namespace}` shows what became of it"
-        ),
-        (None, Some(_)) => "No operator runs in this cluster: there is neither a Lease nor a pod of one, so nothing is done for this pool. Install it, or look why it does not start".to_owned(),
-        (None, None) => format!(
+        )),
+        (None, Some(_)) => Absent("No operator runs in this cluster: there is neither a Lease nor a pod of one, so nothing is done for this pool. Install it, or look why it does not start".to_owned()),
+        (None, None) => There(format!(
             "No operator has looked at GitHub since you asked, so what is said of GitHub may be old. None is seen to run: there is no Lease of one, and their pods cannot be listed. One that may not write its Lease runs without: `{LOOK}` tells, for who may list them. --wait 30 gives it more time"
-        ),
+        )),
     }
+}
+
+/// What is said of pools before all else where no operator serves them; `of` is how many were looked at.
+#[must_use]
+pub fn of_absent(pools: Vec<String>, of: usize) -> Option<String> {
+    let which = match pools.len() {
+        0 => return None,
+        all if all == of && of > 1 => format!("any of the {of} pools"),
+        _ => some(pools, ", "),
+    };
+    Some(format!(
+        "No operator serves {which}: nothing is done there, and all that is said of it is old. `kubectl cudarunner why POOL` says what became of the operator"
+    ))
 }
 
 /// Where nothing could be seen.
@@ -270,6 +312,12 @@ mod tests {
         ] {
             let seen = seen(Named::There(own.clone()), Some(vec![]), pods);
             let said = doubt(Some(&named), &seen, NOW);
+            let is_absent = said.contains("does not run") || said.contains("is gone");
+            assert_eq!(
+                absent(Some(&named), &seen, NOW).is_some(),
+                is_absent,
+                "{said}"
+            );
             assert!(said.contains(words), "{said}");
         }
     }
@@ -440,9 +488,26 @@ mod tests {
         ] {
             let named = is_named.then(named);
             let said = doubt(named.as_ref(), &seen, NOW);
+            // Whoever is told so is told it of many pools, too, and nobody else is
+            let is_absent = said.contains("nothing is done for") || said.contains("takes it over");
+            let found = absent(named.as_ref(), &seen, NOW);
+            assert_eq!(found, is_absent.then(|| said.clone()));
             assert!(said.contains(words), "{situation}: {said}");
             assert!(!said.contains(not), "{situation}: {said}");
             assert!(!said.ends_with('.'), "{situation}: {said}");
         }
+    }
+
+    #[test]
+    fn pools_that_nobody_serves_are_named_unless_it_is_all_of_them() {
+        let first = |names: &[&str], of| {
+            let names = names.iter().map(|&name| name.to_owned()).collect();
+            of_absent(names, of).map(|said| said.split(':').next().unwrap().to_owned())
+        };
+        let some = |said: &str| Some(format!("No operator serves {said}"));
+        assert_eq!(first(&[], 2), None);
+        assert_eq!(first(&["ci/a"], 2), some("ci/a"));
+        assert_eq!(first(&["ci/a"], 1), some("ci/a"));
+        assert_eq!(first(&["ci/a", "ci/b"], 2), some("any of the 2 pools"));
     }
 }

@@ -65,6 +65,16 @@ pub(crate) struct Pools {
     pub(crate) namespace: String,
 }
 
+/// What became of an annotation.
+pub(crate) enum Annotated {
+    /// The pool has it.
+    Done(Box<CudaRunner>),
+    /// Whoever asked may not change the pool, which is this.
+    Forbidden(Box<CudaRunner>),
+    /// There is no such pool, as far as may be seen.
+    NotThere,
+}
+
 impl Pools {
     /// Pools of the namespace.
     pub(crate) fn api(&self) -> Api<CudaRunner> {
@@ -83,24 +93,30 @@ impl Pools {
         })
     }
 
-    /// Gives a pool of the namespace an annotation; `None` where there is no such pool, as far as may be seen.
+    /// Gives a pool of the namespace an annotation, or reads it where that may not be.
     pub(crate) async fn annotate_if_there(
         &self,
         name: &str,
         annotation: &str,
         value: &str,
-    ) -> Result<Option<CudaRunner>, String> {
+    ) -> Result<Annotated, String> {
         let is_part =
             |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
         if name.is_empty() || !name.chars().all(is_part) {
-            return Ok(None);
+            return Ok(Annotated::NotThere);
         }
-        match patch(&self.api(), name, annotation, value).await {
-            Ok(pool) => Ok(Some(shown(pool))),
-            Err(Error::Api(status)) if status.code == 404 => Ok(None),
-            // Who may not change pools may see that there is none.
-            Err(_) if matches!(self.api().get_metadata_opt(name).await, Ok(None)) => Ok(None),
-            Err(e) => Err(not_asked(&self.namespace, name, &e)),
+        let refused = match patch(&self.api(), name, annotation, value).await {
+            Ok(pool) => return Ok(Annotated::Done(Box::new(shown(pool)))),
+            Err(Error::Api(status)) if status.code == 404 => return Ok(Annotated::NotThere),
+            Err(e) => e,
+        };
+        // Who may not change pools may see them, or that there is none.
+        match self.api().get_opt(name).await {
+            Ok(None) => Ok(Annotated::NotThere),
+            Ok(Some(pool)) if is_forbidden(&refused) => {
+                Ok(Annotated::Forbidden(Box::new(shown(pool))))
+            }
+            _ => Err(not_asked(&self.namespace, name, &refused)),
         }
     }
 

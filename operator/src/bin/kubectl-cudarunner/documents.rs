@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use cuda_runner_plan::fleet::{API_VERSION, Builder, Fleet, Known as Waiting};
 use cuda_runner_plan::why::job::some;
+use cuda_runner_plan::why::operator::{NOBODY, of_absent};
 use cudarunner_crds::CudaRunner;
 use futures::future::join_all;
 use http::Request;
@@ -19,6 +20,7 @@ use serde_json::Value;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::connect::{Pools, cleaned, key, said, shown};
+use crate::why::operators::{ASK, look};
 
 /// The label of the Services that lead to the pages.
 const PAGE: &str = "app.kubernetes.io/component=fleet-page";
@@ -37,6 +39,8 @@ pub(crate) struct Known {
     pub(crate) is_all: bool,
     /// Why not all of it is an operator's own word.
     pub(crate) not_read: Vec<String>,
+    /// Of which pools nobody's word can be had, where no operator serves them.
+    not_served: Option<String>,
 }
 
 impl Known {
@@ -54,6 +58,7 @@ impl Known {
         let all = self.documents.into_iter().chain(others);
         let mut fleet = all.reduce(Fleet::joined)?;
         fleet.not_read = self.not_read;
+        fleet.not_served = self.not_served;
         Some(fleet)
     }
 }
@@ -64,12 +69,30 @@ struct Document {
     fleet: Fleet,
 }
 
-/// Lists the pools, and asks the operators that they name. Those have so long for their answers, all together.
-pub(crate) async fn read(pools: &Pools, limit: Duration) -> Result<Known, String> {
+/// Lists the pools, and asks the operators that they name. Those have so long for their answers, all together. Beside that it is
+/// looked whether they run.
+pub(crate) async fn read(pools: &Pools, limit: Duration, now: Timestamp) -> Result<Known, String> {
+    let (read, operators) = tokio::join!(
+        read_all(pools, limit),
+        look(&pools.client, Instant::now() + ASK),
+    );
+    let (mut known, of) = read?;
+    let is_absent = |pool: &&CudaRunner| operators.leave_out(pool, now);
+    let absent: Vec<String> = known.others.iter().filter(is_absent).map(key).collect();
+    if !absent.is_empty() && absent.len() == known.others.len() && known.documents.is_empty() {
+        known.not_read = vec![NOBODY.to_owned()];
+    }
+    known.not_served = of_absent(absent, of);
+    Ok(known)
+}
+
+/// What is known, and how many pools there are.
+async fn read_all(pools: &Pools, limit: Duration) -> Result<(Known, usize), String> {
     let which = ListParams::default();
     let listing = pools.list::<CudaRunner>(&which);
     let (services, listed) = tokio::join!(pages(pools, limit), listing);
     let (resources, is_all) = listed?;
+    let of = resources.len();
     let mut others: Vec<CudaRunner> = resources.into_iter().map(shown).collect();
     let (documents, mut not_read) = of_operators(pools, services, &others, limit).await;
     let documents = believed(documents, &others);
@@ -84,12 +107,14 @@ pub(crate) async fn read(pools: &Pools, limit: Duration) -> Result<Known, String
     if not_read.is_empty() && !others.is_empty() {
         not_read.push(not_shown(&others));
     }
-    Ok(Known {
+    let known = Known {
         documents,
         others,
         is_all,
         not_read,
-    })
+        not_served: None,
+    };
+    Ok((known, of))
 }
 
 /// The documents, each without the pools that name an operator of another namespace: of those nobody else's word counts.

@@ -266,7 +266,7 @@ async fn answer_why(
     output: &Output,
 ) -> Result<ExitCode, String> {
     let Some(name) = name else {
-        let all = pools.all().await?;
+        let all = why::all(pools, Timestamp::now()).await?;
         return Ok(output.print(|| why::text_of_all(&all), || why::json_of_all(&all)));
     };
     if !is_job

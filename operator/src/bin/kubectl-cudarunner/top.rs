@@ -37,7 +37,7 @@ const JOBS: usize = 5;
 
 /// The fleet: as the operators know it, and as the resources show what none of them does.
 pub(crate) async fn fleet(pools: &Pools, now: Timestamp) -> Result<Fleet, String> {
-    let mut known = documents::read(pools, ASK).await?;
+    let mut known = documents::read(pools, ASK, now).await?;
     let is_told = !known.documents.is_empty();
     let others = if is_told && known.others.is_empty() {
         None
@@ -103,6 +103,10 @@ fn by_pool<'a>(
 /// The fleet for a terminal.
 pub(crate) fn text(fleet: &Fleet) -> String {
     let mut out = String::new();
+    // It comes first, since it says that much of the rest is old.
+    if let Some(not_served) = &fleet.not_served {
+        wrap(&mut out, "", 0, not_served);
+    }
     let all: u32 = fleet.devices.values().sum();
     let states = DeviceState::ALL.iter().filter_map(|state| {
         let count = fleet.devices.get(state).filter(|count| **count > 0)?;

@@ -1,7 +1,7 @@
 //! `why`: what stands in the way of jobs.
 
 pub(crate) mod job;
-mod operators;
+pub(crate) mod operators;
 #[cfg(test)]
 mod tests;
 
@@ -11,7 +11,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use cuda_runner_plan::why::causes;
-use cuda_runner_plan::why::operator::doubt;
+use cuda_runner_plan::why::operator::{absent, doubt, of_absent};
 use cudarunner_crds::{CudaRunner, CudaRunnerStatus, LOOK_AGAIN};
 use futures::StreamExt as _;
 use jiff::Timestamp;
@@ -20,13 +20,15 @@ use kube::runtime::watcher::watch_object;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use crate::connect::{Pools, key, shown};
+use crate::connect::{Annotated, Pools, key, shown};
 use crate::text::wrap;
+use operators::{ASK, Operators};
 
 /// How long the operator may take to look at GitHub where nobody says: a person waits for the answer.
 pub(crate) const LOOK: Duration = Duration::from_millis(500);
-/// The last part of that, in which it is looked whether an operator runs at all.
-const ASK: Duration = Duration::from_millis(300);
+
+/// What is said to whoever may not change a pool.
+const UNASKED: &str = "Nobody was asked to look at GitHub again, since that takes the right to patch the CudaRunner: this is its status, and what is said of GitHub may be old";
 
 /// What is known of a pool, and how surely.
 pub(crate) struct Answer {
@@ -44,8 +46,10 @@ pub(crate) async fn ask(
     limit: Duration,
 ) -> Result<Option<Answer>, String> {
     let asked = Timestamp::now().to_string();
-    let Some(mut pool) = pools.annotate_if_there(name, LOOK_AGAIN, &asked).await? else {
-        return Ok(None);
+    let mut pool = match pools.annotate_if_there(name, LOOK_AGAIN, &asked).await? {
+        Annotated::Done(pool) => *pool,
+        Annotated::Forbidden(pool) => return Ok(Some(unasked(pools, *pool).await)),
+        Annotated::NotThere => return Ok(None),
     };
     let until = Instant::now() + limit.max(ASK);
     let before = pool.clone();
@@ -74,6 +78,17 @@ pub(crate) async fn ask(
         Some(doubt(pool.operator(), &seen, Timestamp::now()))
     };
     Ok(Some(Answer { pool, doubt }))
+}
+
+/// What the status says, for whoever may not have the operator look.
+async fn unasked(pools: &Pools, pool: CudaRunner) -> Answer {
+    let seen = operators::see(&pools.client, &pool, Instant::now() + ASK).await;
+    let absent = absent(pool.operator(), &seen, Timestamp::now());
+    let doubt = absent.unwrap_or_else(|| UNASKED.to_owned());
+    Answer {
+        pool,
+        doubt: Some(doubt),
+    }
 }
 
 /// Waits until the operator has looked, with the pool as it was last seen; `false` where that cannot be seen.
@@ -179,42 +194,84 @@ fn waiting(status: &CudaRunnerStatus) -> BTreeMap<&str, &str> {
     waiting.collect()
 }
 
-/// Pools that something holds, each with what it is; the others are counted.
-pub(crate) fn text_of_all(pools: &[CudaRunner]) -> String {
+/// All pools, and what is known of their operators.
+pub(crate) struct All {
+    pools: Vec<CudaRunner>,
+    /// Which of them no operator serves, one for one.
+    absent: Vec<bool>,
+    /// Whether it is known which operators there are.
+    is_known: bool,
+}
+
+/// Lists the pools, and beside that the operators.
+pub(crate) async fn all(pools: &Pools, now: Timestamp) -> Result<All, String> {
+    let (listed, operators) = tokio::join!(
+        pools.all(),
+        operators::look(&pools.client, Instant::now() + ASK),
+    );
+    Ok(All::new(listed?, &operators, now))
+}
+
+impl All {
+    fn new(pools: Vec<CudaRunner>, operators: &Operators, now: Timestamp) -> Self {
+        let absent = pools.iter().map(|pool| operators.leave_out(pool, now));
+        Self {
+            absent: absent.collect(),
+            is_known: operators.are_known(),
+            pools,
+        }
+    }
+
+    fn each(&self) -> impl Iterator<Item = (&CudaRunner, bool)> {
+        self.pools.iter().zip(self.absent.iter().copied())
+    }
+}
+
+/// Pools that something holds, each with what it is; the others are counted. Those that nobody serves come first.
+pub(crate) fn text_of_all(all: &All) -> String {
     let mut text = String::new();
-    let mut free = 0_u32;
-    for pool in pools {
+    let absent = all.each().filter(|(_, is_absent)| *is_absent);
+    let absent: Vec<String> = absent.map(|(pool, _)| key(pool)).collect();
+    let unserved = absent.len();
+    if let Some(first) = of_absent(absent, all.pools.len()) {
+        wrap(&mut text, "", 0, &first);
+    }
+    let mut free = 0_usize;
+    for (pool, is_absent) in all.each() {
         let causes = causes(pool);
         if causes.is_empty() {
-            free = free.saturating_add(1);
+            free = free.saturating_add(usize::from(!is_absent));
             continue;
         }
         let _ = writeln!(text, "{}", key(pool));
         for cause in &causes {
-            wrap(
-                &mut text,
-                &format!("  {}: ", cause.about),
-                4,
-                &cause.message,
-            );
+            let about = format!("  {}: ", cause.about);
+            wrap(&mut text, &about, 4, &cause.message);
         }
     }
-    let held = pools.len().saturating_sub(free as usize);
-    let _ = match (held, free) {
-        (0, 0) => writeln!(text, "There is no CudaRunner."),
-        (0, _) => writeln!(text, "Nothing holds any of the {free} pools."),
-        (_, 0) => Ok(()),
-        _ => writeln!(
-            text,
-            "Nothing holds the other pools, {free} of {}.",
-            pools.len()
-        ),
+    let seen = if all.is_known {
+        ""
+    } else {
+        ", as they were last seen. Whether an operator runs only its Lease tells, and Leases cannot be listed"
     };
+    let last = match (all.pools.len(), free) {
+        (0, _) => "There is no CudaRunner.".to_owned(),
+        (_, 0) => return text,
+        (of, _) if free == of => format!("Nothing holds any of the {free} pools{seen}."),
+        (of, _) if unserved > 0 => format!("Nothing holds {free} of the {of} pools{seen}."),
+        (of, _) => format!("Nothing holds the other pools, {free} of {of}{seen}."),
+    };
+    wrap(&mut text, "", 0, &last);
     text
 }
 
 /// The same for programs.
-pub(crate) fn json_of_all(pools: &[CudaRunner]) -> Value {
-    let of = |pool: &CudaRunner| json!({"namespace": pool.namespace(), "name": pool.name_any(), "causes": causes(pool)});
-    json!({"pools": pools.iter().map(of).collect::<Vec<_>>()})
+pub(crate) fn json_of_all(all: &All) -> Value {
+    let of = |(pool, is_absent): (&CudaRunner, bool)| {
+        json!({
+            "namespace": pool.namespace(), "name": pool.name_any(), "causes": causes(pool),
+            "served": all.is_known.then_some(!is_absent),
+        })
+    };
+    json!({"pools": all.each().map(of).collect::<Vec<_>>()})
 }

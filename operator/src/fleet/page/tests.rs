@@ -98,6 +98,7 @@ pub(in crate::fleet) fn sample(nodes: u32) -> Fleet {
         operator: None,
         further_operators: vec![],
         not_read: vec![],
+        not_served: None,
         devices: DeviceState::ALL.into_iter().map(|s| (s, nodes)).collect(),
         nodes_visible: true,
         others_visible: true,

@@ -7,6 +7,7 @@ use cudarunner_crds::CudaRunner;
 use super::{Asked, Candidate, MOST, Told};
 use crate::fleet::{Device, Fleet, Pool};
 use crate::why::of_any_job;
+use crate::why::operator::NOBODY;
 
 /// Pools that are named at most.
 const MOST_POOLS: usize = 5;
@@ -62,6 +63,11 @@ fn unread(fleet: &Fleet, by_status: Vec<String>) -> Option<String> {
     } else {
         format!(", because {}", fleet.not_read.join(", and "))
     };
+    if fleet.not_read.iter().any(|why| why == NOBODY) {
+        return Some(format!(
+            "This is from the statuses of the pools alone{of}{why}: which jobs wait and run nobody knows"
+        ));
+    }
     Some(format!(
         "This is from the statuses of the pools alone{of}: which jobs wait and run only the operator's own document tells, which was not read{why}: it is read where fleetPage.enabled=true is set in the operator's chart, by whoever may get services/proxy there"
     ))

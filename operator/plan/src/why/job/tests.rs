@@ -86,6 +86,7 @@ fn fleet() -> Fleet {
         }),
         further_operators: vec![],
         not_read: vec![],
+        not_served: None,
         devices: [].into(),
         nodes_visible: true,
         others_visible: true,

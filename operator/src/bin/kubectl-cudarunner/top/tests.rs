@@ -63,6 +63,8 @@ pub(crate) fn of_operator(leads: bool) -> Value {
     serde_json::to_value(builder.finish()).unwrap()
 }
 
+const LEASES: &str = "GET /apis/coordination.k8s.io/v1/leases";
+const PODS: &str = "GET /api/v1/pods";
 const POOLS: &str = "/apis/cudarunner.dev/v1alpha1/cudarunners";
 
 fn resource(name: &str) -> Value {
@@ -80,6 +82,8 @@ async fn the_operator_that_leads_is_asked_where_its_page_is_on() {
     let (pools, server) = play(vec![
         Step::List(SERVICES.to_owned(), vec![service()]),
         Step::List(POOLS.to_owned(), vec![resource("my-pool")]),
+        Step::Refused(LEASES.to_owned(), 403),
+        Step::Refused(PODS.to_owned(), 403),
         Step::Object(DOCUMENT.to_owned(), of_operator(false)),
         Step::Object(DOCUMENT.to_owned(), of_operator(true)),
     ]);
@@ -103,6 +107,8 @@ async fn without_the_page_the_resources_are_read() {
             POOLS.to_owned(),
             vec![resource("my-pool"), resource("spare")],
         ),
+        Step::Refused(LEASES.to_owned(), 403),
+        Step::Refused(PODS.to_owned(), 403),
         Step::List(
             "/api/v1/pods".to_owned(),
             vec![pod("my-pool-aaaaa", &label, "1"), stray],

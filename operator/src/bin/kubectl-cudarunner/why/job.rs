@@ -15,7 +15,7 @@ const ASK: Duration = Duration::from_millis(500);
 
 /// What is known of a job: from the operators' documents, and from the statuses of the pools that none of them has.
 pub(crate) async fn ask(pools: &Pools, asked: &Asked, now: Timestamp) -> Result<Answer, String> {
-    let known = documents::read(pools, ASK).await?;
+    let known = documents::read(pools, ASK, now).await?;
     let (is_all, others) = (known.is_all, known.others.clone());
     let by_status = known.by_status(now);
     let fleet = known.joined(Some(by_status));
@@ -28,7 +28,9 @@ pub(crate) async fn ask(pools: &Pools, asked: &Asked, now: Timestamp) -> Result<
         ));
     }
     if answer.jobs.is_empty() && answer.pools.is_empty() {
-        return Err(answer.notes.join(". "));
+        let first = answer.not_served.into_iter();
+        let notes: Vec<String> = first.chain(answer.notes).collect();
+        return Err(notes.join(". "));
     }
     Ok(answer)
 }
@@ -36,6 +38,10 @@ pub(crate) async fn ask(pools: &Pools, asked: &Asked, now: Timestamp) -> Result<
 /// The jobs, a paragraph each, and what that is worth.
 pub(crate) fn text(answer: &Answer) -> String {
     let mut text = String::new();
+    // It comes first, since it says that all the rest is old.
+    if let Some(not_served) = &answer.not_served {
+        wrap(&mut text, "", 0, not_served);
+    }
     for told in &answer.jobs {
         wrap(&mut text, "", 2, &told.says);
     }

@@ -86,15 +86,42 @@ fn programs_get_the_causes_too() {
 #[test]
 fn of_all_pools_those_are_told_that_something_holds() {
     let (held, free) = (fixture::pool("my-pool"), fixture::pool("spare"));
-    let text = text_of_all(&[free.clone(), held]);
+    let of = |pools: &[CudaRunner], is_absent: bool, is_known: bool| {
+        text_of_all(&All {
+            pools: pools.to_vec(),
+            absent: vec![is_absent; pools.len()],
+            is_known,
+        })
+    };
+    let text = of(&[free.clone(), held.clone()], false, true);
     fixture::fits(&text);
     assert!(text.starts_with("ci/my-pool\n  RunnersOnline ("), "{text}");
     assert!(
         text.ends_with("Nothing holds the other pools, 1 of 2.\n"),
         "{text}"
     );
-    assert_eq!(text_of_all(&[free]), "Nothing holds any of the 1 pools.\n");
-    assert_eq!(text_of_all(&[]), "There is no CudaRunner.\n");
+    let free = [free];
+    assert_eq!(
+        of(&free, false, true),
+        "Nothing holds any of the 1 pools.\n"
+    );
+    assert_eq!(of(&[], false, true), "There is no CudaRunner.\n");
+    // Of what nobody serves nobody knows that nothing holds it
+    let text = of(&[free[0].clone(), held], true, true);
+    assert!(
+        text.starts_with("No operator serves any of the 2 pools: "),
+        "{text}"
+    );
+    assert!(
+        text.contains("\nci/my-pool\n") && !text.contains("Nothing holds"),
+        "{text}"
+    );
+    // ... and who does not know that says so
+    let text = of(&free, false, false);
+    assert!(
+        text.contains("as they were last seen. Whether an operator"),
+        "{text}"
+    );
 }
 
 const LEASES: &str = "GET /apis/coordination.k8s.io/v1/leases";
@@ -245,13 +272,88 @@ async fn what_is_no_pool_is_a_job() {
     // What cannot be a name of a pool is not asked for
     let answer = ask(&answers(Late::default()), "build (12.4)", LOOK).await;
     assert!(answer.unwrap().is_none());
-    // And who may not ask is told so
+    // And who may not even see it is told so
     let one = format!("{}/spare", pools_of("ci"));
     let late = Late::default()
         .on(&format!("PATCH {one}"), Answered::Refused(403))
         .on(&format!("GET {one}"), Answered::Refused(403));
     let refused = ask(&answers(late), "spare", LOOK).await.err().unwrap();
     assert!(refused.contains("cannot be asked"), "{refused}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_may_not_change_a_pool_is_told_its_status_and_that_nobody_was_asked() {
+    for (leases, words) in [
+        (Answered::Refused(403), "Nobody was asked to look at GitHub"),
+        (
+            Answered::List(vec![lease("gpu-a", &json!({}))]),
+            "Nobody was asked to look at GitHub",
+        ),
+        (Answered::List(vec![]), "is gone: there is no Lease of it"),
+    ] {
+        let one = format!("{}/spare", pools_of("ci"));
+        let late = Late::default()
+            .on(&format!("PATCH {one}"), Answered::Refused(403))
+            .on(&format!("GET {one}"), Answered::Object(of_a()))
+            .on(OF_A, leases.clone())
+            .on(LEASES, leases)
+            .on(PODS, Answered::Refused(403));
+        let answer = ask(&answers(late), "spare", LOOK).await.unwrap().unwrap();
+        let doubt = answer.doubt.clone().unwrap();
+        assert!(doubt.contains(words), "{doubt}");
+        let said = text(&answer);
+        assert!(said.contains("Nothing holds this pool."), "{said}");
+    }
+}
+
+/// What each form says first of pools whose operator is dead: all of them, a job, and `top`.
+async fn first_lines(late: &Late) -> [String; 3] {
+    const JOB: &str = "https://github.com/acme/widgets/actions/runs/17/job/170";
+    let pools = answers(late.clone());
+    let now = Timestamp::now();
+    let all = text_of_all(&all(&pools, now).await.unwrap());
+    let asked = Asked::parse(JOB).unwrap();
+    let job = job::text(&job::ask(&pools, &asked, now).await.unwrap());
+    let top = crate::top::text(&crate::top::fleet(&pools, now).await.unwrap());
+    [all, job, top].map(|text| text.replace('\n', " "))
+}
+
+#[tokio::test(start_paused = true)]
+async fn pools_that_no_operator_serves_are_told_first_in_every_form() {
+    // Given statuses that look well, and no operator any more: uninstalled, or dead, or none that selects them
+    let mut dead = lease("gpu-a", &json!({}));
+    dead["spec"]["renewTime"] = json!("2026-01-01T00:00:00.000000Z");
+    let other = lease("gpu-b", &json!({SELECTOR: "shard=b"}));
+    let late = |leases: Answered| {
+        Late::default()
+            .on(&format!("GET {SERVICES}"), Answered::List(vec![]))
+            .on(
+                "GET /apis/cudarunner.dev/v1alpha1/cudarunners",
+                Answered::List(vec![of_a()]),
+            )
+            .on(LEASES, leases)
+            .on(PODS, Answered::List(vec![]))
+            .on("GET /api/v1/nodes", Answered::List(vec![]))
+            .each(BUSY)
+    };
+    for leases in [vec![], vec![dead], vec![other]] {
+        let start = Instant::now();
+        for text in first_lines(&late(Answered::List(leases.clone()))).await {
+            assert!(text.starts_with("No operator serves ci/spare: "), "{text}");
+            assert!(
+                !text.contains("Nothing holds any") && !text.contains("page is off"),
+                "{text}"
+            );
+        }
+        assert!(start.elapsed() < Duration::from_secs(1));
+    }
+    // And where one does, or nobody can tell, it is not said
+    let there = Answered::List(vec![lease("gpu-a", &json!({}))]);
+    for leases in [there, Answered::Refused(403), Answered::Never] {
+        for text in first_lines(&late(Answered::Refused(403)).on(LEASES, leases)).await {
+            assert!(!text.contains("No operator serves"), "{text}");
+        }
+    }
 }
 
 /// The API server answers each request so late, a busy one's time.
@@ -263,6 +365,8 @@ async fn an_answer_takes_less_than_a_second_whoever_does_not_answer() {
     const JOB: &str = "https://github.com/acme/widgets/actions/runs/17/job/170";
     let pools = "GET /apis/cudarunner.dev/v1alpha1/cudarunners";
     let services = format!("GET {SERVICES}");
+    let one = format!("GET {}/spare", pools_of("ci"));
+    let patch = format!("PATCH {}/spare", pools_of("ci"));
     let of_pool = |others| unlooked(of_a(), others).each(BUSY);
     let of_job = |page: Answered, after: Duration| {
         Late::default()
@@ -324,6 +428,33 @@ async fn an_answer_takes_less_than_a_second_whoever_does_not_answer() {
                 .each(BUSY),
         ),
         (
+            "neither a page nor a list of Leases answers",
+            JOB,
+            of_job(Answered::Never, BUSY)
+                .on(LEASES, Answered::Never)
+                .on(PODS, Answered::Never),
+        ),
+        (
+            "all pools, and nobody lists Leases",
+            "",
+            Late::default()
+                .on(pools, Answered::List(vec![of_a()]))
+                .each(BUSY)
+                .on(LEASES, Answered::Never)
+                .on(PODS, Answered::Never),
+        ),
+        (
+            "a pool that may not be changed, and nobody lists Leases",
+            "spare",
+            unlooked(of_a(), vec![])
+                .on(&patch, Answered::Refused(403))
+                .on(&one, Answered::Object(of_a()))
+                .each(BUSY)
+                .on(OF_A, Answered::Never)
+                .on(LEASES, Answered::Never)
+                .on(PODS, Answered::Never),
+        ),
+        (
             "the pages are off",
             JOB,
             Late::default()
@@ -334,7 +465,9 @@ async fn an_answer_takes_less_than_a_second_whoever_does_not_answer() {
     ] {
         let pools = answers(late);
         let start = Instant::now();
-        if asked == JOB {
+        if asked.is_empty() {
+            all(&pools, fixture::NOW).await.unwrap();
+        } else if asked == JOB {
             let asked = Asked::parse(asked).unwrap();
             job::ask(&pools, &asked, fixture::NOW).await.unwrap();
         } else {
