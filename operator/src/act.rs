@@ -162,6 +162,7 @@ impl Executor<'_> {
                 Ok(Done::Yes)
             }
             Action::RunAgain(new) => self.run_again(&new).await,
+            Action::TellCommit(untold) => self.tell_unless_told(&untold).await,
             Action::RequireChecks(repository, branch, contexts) => {
                 let github = self.github()?;
                 let done = github.require_checks(&repository, &branch, &contexts);

@@ -12,7 +12,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::{About, Action, Case, Notice, Plan};
 use crate::model::jobs::RunKey;
-use crate::model::rerun::{Answer, NewAttempt, RunFacts};
+use crate::model::rerun::{Answer, NewAttempt, RunFacts, Untold};
 use crate::model::time::Shift as _;
 use crate::reason::Reason;
 
@@ -72,6 +72,9 @@ pub(super) fn plan(case: Case, plan: &mut Plan) {
     for entry in entries.iter_mut().filter(|e| e.is_open()) {
         advance(case, wish, entry, &all, plan);
     }
+    let untold = open_runs(&all).into_iter();
+    let untold = untold.filter_map(|run| unheard(case, &run, &all, &entries));
+    plan.actions.extend(untold.map(Action::TellCommit));
     for run in open_runs(&entries) {
         if let Some(action) = attempt(case, wish, &run, &entries) {
             plan.actions.push(Action::RunAgain(action));
@@ -203,10 +206,10 @@ fn advance(
     };
     match judge::judge(entry, read, wish) {
         Verdict::Open => {}
+        Verdict::Again { .. } if awaits_others(case, entry, &run, read, all) => {}
         Verdict::Again { job, name, attempt } => {
             entry.state = RerunState::Requested.into();
             entry.job_id = i64::try_from(job).ok();
-        Verdict::Again { .. } if awaits_others(case, entry, &run, read, all) => {}
             entry.job = name;
             entry.attempt = i32::try_from(attempt).ok();
         }
@@ -215,9 +218,6 @@ fn advance(
     }
 }
 
-/// The request for a run, when all of its jobs that are to be run again are in the status as such.
-fn attempt(case: Case, wish: &Rerun, run: &RunKey, entries: &[RerunStatus]) -> Option<NewAttempt> {
-    let facts = &case.observed.reruns;
 /// Whether other red jobs of the run may yet turn out to be ended by something else: one request is for all of them.
 fn awaits_others(
     case: Case,
@@ -241,6 +241,9 @@ fn awaits_others(
     })
 }
 
+/// The request for a run, when all of its jobs that are to be run again are in the status as such.
+fn attempt(case: Case, wish: &Rerun, run: &RunKey, entries: &[RerunStatus]) -> Option<NewAttempt> {
+    let facts = &case.observed.reruns;
     let read = facts.runs.get(run)?;
     if facts.answers.contains_key(run) || read.read.after(FRESH) <= case.now {
         return None;
@@ -259,6 +262,35 @@ fn awaits_others(
         return None;
     }
     request(first, &others, read)
+}
+
+/// What the commit has not been told, as far as is known: GitHub runs the jobs again, and its answer reached nobody.
+fn unheard(
+    case: Case,
+    run: &RunKey,
+    before: &[RerunStatus],
+    entries: &[RerunStatus],
+) -> Option<Untold> {
+    let facts = &case.observed.reruns;
+    // Whoever heard the answer has told it.
+    if facts.answers.contains_key(run) {
+        return None;
+    }
+    let read = facts.runs.get(run)?.run.as_ref()?;
+    let was_open = |entry: &RerunStatus| {
+        let mut before = before.iter();
+        before.any(|b| b.is_open() && b.runner == entry.runner && run_of(b).as_ref() == Some(run))
+    };
+    let started = entries.iter().filter(|entry| {
+        let is_of_run = run_of(entry).as_ref() == Some(run);
+        is_of_run && entry.state == RerunState::Started && was_open(entry)
+    });
+    let started: Vec<&RerunStatus> = started.collect();
+    let (first, others) = started.split_first()?;
+    Some(Untold {
+        repository: crate::model::github::Repository::new(&first.repository)?,
+        note: note::check(first, others, read),
+    })
 }
 
 fn request(first: &RerunStatus, others: &[&RerunStatus], read: &RunFacts) -> Option<NewAttempt> {

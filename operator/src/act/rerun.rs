@@ -1,6 +1,7 @@
 //! Jobs that are run again: GitHub is asked, and the commit told.
 
-use cuda_runner_plan::model::rerun::{Answer, NewAttempt, RerunFacts};
+use cuda_runner_plan::model::github::Repository;
+use cuda_runner_plan::model::rerun::{Answer, CheckNote, NewAttempt, RerunFacts, Untold};
 use cuda_runner_plan::model::time::Shift as _;
 use cuda_runner_plan::reason::Reason;
 use jiff::{SignedDuration, Timestamp};
@@ -24,13 +25,19 @@ impl Executor<'_> {
             answered(&mut memory.reruns.facts, new, answer, Timestamp::now());
         });
         if is_started {
-            self.tell(new).await;
+            self.tell(&new.repository, &new.note, false).await;
         }
         Ok(Done::Yes)
     }
 
+    /// Tells of jobs that are run again, where the answer reached nobody, or its reader may have died before it told, or after.
+    pub(super) async fn tell_unless_told(&self, untold: &Untold) -> Result<Done, ActError> {
+        self.tell(&untold.repository, &untold.note, true).await;
+        Ok(Done::Yes)
+    }
+
     /// Tells of it on the commit, where the credentials may. The status and the Event tell it anyway.
-    async fn tell(&self, new: &NewAttempt) {
+    async fn tell(&self, repository: &Repository, note: &CheckNote, may_be_told: bool) {
         let now = Timestamp::now();
         let until = self
             .ctx
@@ -39,7 +46,12 @@ impl Executor<'_> {
         let (Ok(github), true) = (self.github(), until.is_none_or(|until| until <= now)) else {
             return;
         };
-        let Err(error) = github.tell(&new.repository, &new.note).await else {
+        let told = if may_be_told {
+            github.tell_once(repository, note).await
+        } else {
+            github.tell(repository, note).await
+        };
+        let Err(error) = told else {
             return;
         };
         tracing::info!(pool = %self.pool.key, %error, "a re-run is not reported on its commit");
@@ -94,8 +106,7 @@ fn is_of_the_run(message: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cuda_runner_plan::model::github::Repository;
-    use cuda_runner_plan::model::rerun::{CheckNote, RunFacts};
+    use cuda_runner_plan::model::rerun::RunFacts;
 
     use crate::act::act;
     use crate::context::Context;
@@ -113,6 +124,7 @@ mod tests {
             run,
             job: Some(1),
             note: CheckNote {
+                id: "rerun-7-1".to_owned(),
                 sha: "5ca1ab1e".to_owned(),
                 title: "GPU fault, job run again".to_owned(),
                 summary: "what was found".to_owned(),

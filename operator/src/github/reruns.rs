@@ -4,12 +4,13 @@
 //! <https://docs.github.com/en/rest/checks/runs?apiVersion=2022-11-28>.
 
 use http::{Method, StatusCode};
+use serde::Deserialize;
 use serde_json::json;
 
 use super::{
     Client, Error, Repository, Run,
     ask::Ask,
-    pages::What,
+    pages::{Item, What},
     runs::{ACTIONS_READ, ACTIONS_WRITE, ApiPath as _, Runs},
 };
 use cuda_runner_plan::model::rerun::{CheckNote, NewAttempt};
@@ -21,6 +22,18 @@ const CHECKS_WRITE: &str = "the App's repository permission \"Checks: write\"";
 const LATEST: usize = 30;
 /// The name of the check run. Nothing requires it.
 const CHECK: &str = "cuda-runner-operator";
+
+/// A check run that is there.
+#[derive(Deserialize)]
+struct Told {
+    external_id: Option<String>,
+}
+
+impl Item for Told {
+    fn size(&self) -> usize {
+        size_of::<Self>() + self.external_id.as_ref().map_or(0, String::len)
+    }
+}
 
 impl Client {
     /// The last runs of a run's workflow, of the same event and of a branch of that name, be it a fork's: which of them are
@@ -66,11 +79,31 @@ impl Client {
         }
     }
 
+    /// The same, unless a check run with its id is there.
+    pub async fn tell_once(&self, repository: &Repository, note: &CheckNote) -> Result<(), Error> {
+        let path = format!(
+            "{}/commits/{}/check-runs?check_name={CHECK}&filter=all",
+            repository.path(),
+            encode(&note.sha)
+        );
+        let what = What {
+            action: &format!("read what the commit {} was told", note.sha),
+            permission: CHECKS_WRITE,
+        };
+        let there: Vec<Told> = self.list(&path, &what).await?;
+        let is_told = |told: &Told| told.external_id.as_deref() == Some(&note.id);
+        if there.iter().any(is_told) {
+            return Ok(());
+        }
+        self.tell(repository, note).await
+    }
+
     /// Tells something on a commit, by a check run that requires nothing. Apps alone may.
     pub async fn tell(&self, repository: &Repository, note: &CheckNote) -> Result<(), Error> {
         let mut body = json!({
             "name": CHECK,
             "head_sha": note.sha,
+            "external_id": note.id,
             "status": "completed",
             "conclusion": "neutral",
             "output": {"title": note.title, "summary": note.summary},

@@ -235,6 +235,8 @@ pub struct Note {
     pub check_suite: u64,
     /// The commit.
     pub sha: String,
+    /// What the App calls it.
+    pub external_id: String,
     /// Its name.
     pub name: String,
     /// How it ended, in GitHub's word.

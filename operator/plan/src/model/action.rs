@@ -8,7 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::claim::Retest;
 use super::github::{Entry, NewScaleSet, Repository, Ruleset, Workflow};
-use super::rerun::NewAttempt;
+use super::rerun::{NewAttempt, Untold};
 use super::runner::{Runner, Told};
 use crate::demand::Capacity;
 use crate::hours::Ended;
@@ -89,6 +89,8 @@ pub enum Action {
     CancelRun(Repository, u64),
     /// Run jobs again that a GPU or a node ended.
     RunAgain(NewAttempt),
+    /// Tell the commit that they are run again, unless it was told.
+    TellCommit(Untold),
     /// Add contexts to what a branch requires.
     RequireChecks(Repository, String, Vec<String>),
     /// Take contexts off what a branch requires.

@@ -124,9 +124,20 @@ pub struct NewAttempt {
     pub note: CheckNote,
 }
 
+/// What is to be said of jobs that are run again, where that was found out by the run's attempt.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Untold {
+    /// Where.
+    pub repository: Repository,
+    /// What. The operator that asked may have said it.
+    pub note: CheckNote,
+}
+
 /// A check run that tells something and requires nothing.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct CheckNote {
+    /// What it tells of: no two notes on a commit have the same.
+    pub id: String,
     /// The commit.
     pub sha: String,
     /// Its heading.

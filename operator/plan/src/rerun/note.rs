@@ -35,13 +35,14 @@ pub(super) fn check(first: &RerunStatus, others: &[&RerunStatus], run: &Run) -> 
         "GPU fault, job run again"
     };
     let mut summary = String::new();
+    let attempt = |entry: &RerunStatus| entry.attempt.unwrap_or_default();
     for entry in std::iter::once(first).chain(others.iter().copied()) {
         // A string takes everything.
         let _ = writeln!(
             summary,
             "**{}**, attempt {}\n",
             escaped(&entry.job),
-            run.attempt
+            attempt(entry)
         );
         let code = entry.code.map(|code| code.to_string());
         for (what, said) in [
@@ -60,6 +61,7 @@ pub(super) fn check(first: &RerunStatus, others: &[&RerunStatus], run: &Run) -> 
     }
     summary.truncate(summary.floor_char_boundary(LONGEST));
     CheckNote {
+        id: format!("rerun-{}-{}", run.id, attempt(first)),
         sha: run.head_sha.clone().unwrap_or_default(),
         title: title.to_owned(),
         summary,

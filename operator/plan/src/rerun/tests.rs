@@ -8,7 +8,7 @@ use crate::fixture::{NOW, ago, first_node, gate_failure, node, observed, pool, r
 use crate::model::github::{Run, RunJob};
 use crate::model::node_marks::Quarantined;
 use crate::model::pool::{Pool, PoolKey};
-use crate::model::rerun::{Ended, NamedJob, Pass, Passes, RerunFacts};
+use crate::model::rerun::{CheckNote, Ended, NamedJob, Pass, Passes, RerunFacts};
 use crate::model::runner::{Disruption, End, EndedJob, Failure, Job, Runner};
 use crate::{Observed, Plan};
 
@@ -140,6 +140,16 @@ fn asked(plan: &Plan) -> Vec<NewAttempt> {
     asked.collect()
 }
 
+/// What a commit is to be told unless it was.
+fn untold(plan: &Plan) -> Vec<CheckNote> {
+    let actions = plan.actions.iter();
+    let untold = actions.filter_map(|action| match action {
+        Action::TellCommit(untold) => Some(untold.note.clone()),
+        _ => None,
+    });
+    untold.collect()
+}
+
 fn state(pool: &Pool) -> Vec<(RerunState, Option<&str>)> {
     let reruns = pool.status.reruns.iter();
     reruns
@@ -220,6 +230,7 @@ fn a_job_whose_device_the_next_gate_finds_broken_is_run_again_once() {
     observed.reruns.answers.insert(key(), Answer::Started);
     observed.reruns.runs.clear();
     let plan = step(&mut pool, &observed);
+    assert_eq!(untold(&plan), [], "whoever asked has told it");
     let notes = told(&plan, Reason::JobRunAgain);
     assert!(
         notes.len() == 1 && notes[0].contains("train (cuda)"),
@@ -291,17 +302,6 @@ fn several_jobs_of_a_run_are_run_again_by_one_request() {
     assert_eq!(told(&plan, Reason::JobRunAgain).len(), 2);
 }
 
-#[test]
-fn a_sick_pool_does_not_hide_behind_what_is_run_again() {
-    // Given twenty nodes that each take a job with them
-    let mut pool = wishing(1);
-    let gone = (0..30_u32).map(|n| {
-        let mut gone = taken(&pool, &format!("pool-{n:05}"), Reason::Evicted, 60);
-        gone.under_way = Some(Box::new(Job {
-            run: (100 + n).to_string(),
-            ..named()
-        }));
-        gone
 /// Two jobs of one run that ended red on two devices of a node; the gate on the first has failed. One reconcile after that was
 /// stored.
 fn two_on_a_node() -> (Pool, Observed) {
@@ -383,6 +383,17 @@ fn a_red_job_whose_device_is_well_is_not_waited_for_and_no_other_one_for_long() 
     );
 }
 
+#[test]
+fn a_sick_pool_does_not_hide_behind_what_is_run_again() {
+    // Given twenty nodes that each take a job with them
+    let mut pool = wishing(1);
+    let gone = (0..30_u32).map(|n| {
+        let mut gone = taken(&pool, &format!("pool-{n:05}"), Reason::Evicted, 60);
+        gone.under_way = Some(Box::new(Job {
+            run: (100 + n).to_string(),
+            ..named()
+        }));
+        gone
     });
     let mut observed_ = observed(gone.collect());
     let plan = step(&mut pool, &observed_);
@@ -428,7 +439,8 @@ fn a_crash_between_request_and_answer_repeats_nothing() {
         .runs
         .insert(key(), over(vec![job(5, JOB, "failure")]));
     step(&mut pool, &observed);
-    assert_eq!(asked(&step(&mut pool, &observed)).len(), 1);
+    let sent = asked(&step(&mut pool, &observed));
+    assert_eq!(sent.len(), 1);
     observed.reruns = RerunFacts::default();
     // Then nothing is sent before the run is read
     assert_eq!(asked(&step(&mut pool, &observed)), []);
@@ -442,6 +454,13 @@ fn a_crash_between_request_and_answer_repeats_nothing() {
         (vec![], vec![(RerunState::Started, None)])
     );
     assert_eq!(told(&plan, Reason::JobRunAgain).len(), 1);
+    // ... of which the commit may not have been told: the one that asked may have died before that
+    let untold = untold(&plan);
+    assert_eq!((untold.len(), untold[0].sha.as_str()), (1, "5ca1ab1e"));
+    assert_eq!(untold[0].id, sent[0].note.id);
+    assert_eq!(untold[0].summary, sent[0].note.summary);
+    // ... and no later reconcile tells it
+    assert_eq!(self::untold(&step(&mut pool, &observed)), []);
 }
 
 #[test]

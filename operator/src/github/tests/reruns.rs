@@ -17,6 +17,7 @@ fn attempt(job: Option<u64>) -> NewAttempt {
         run: 7,
         job,
         note: CheckNote {
+            id: "rerun-7-1".into(),
             sha: "5ca1ab1e".into(),
             title: "GPU fault, job run again".into(),
             summary: "what was found".into(),
@@ -81,8 +82,33 @@ async fn a_commit_is_told_by_a_check_that_requires_nothing() {
     let seen = &stub.seen()[0];
     assert!(seen.path.ends_with("/repos/acme/widgets/check-runs"));
     assert_eq!(seen.body["head_sha"], "5ca1ab1e");
+    assert_eq!(seen.body["external_id"], "rerun-7-1");
     assert_eq!(seen.body["conclusion"], "neutral");
     assert_eq!(seen.body["output"]["summary"], "what was found");
+}
+
+#[tokio::test]
+async fn a_commit_that_may_have_been_told_is_looked_at_first() {
+    for (there, posts) in [("rerun-7-1", 0), ("rerun-6-1", 1)] {
+        let stub = Stub::start(move |seen, _| match seen.method {
+            Method::GET => reply(
+                200,
+                &json!({"total_count": 1, "check_runs": [{"id": 1, "external_id": there}]}),
+            ),
+            _ => reply(201, &json!({})),
+        })
+        .await;
+        let note = attempt(None).note;
+        let client = stub.client("acme/widgets");
+        client.tell_once(&repository(), &note).await.unwrap();
+        let seen = stub.seen();
+        assert!(
+            seen[0].path.contains(
+                "/commits/5ca1ab1e/check-runs?check_name=cuda-runner-operator&filter=all"
+            )
+        );
+        assert_eq!(seen.len() - 1, posts, "{there}");
+    }
 }
 
 #[tokio::test]

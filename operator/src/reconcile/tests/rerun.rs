@@ -36,11 +36,15 @@ struct GitHub {
     stub: Stub,
     /// What the stored status said of the job when it was run again.
     states: Arc<Mutex<Vec<Value>>>,
+    /// The check runs on the commit.
+    notes: Arc<Mutex<Vec<Value>>>,
 }
 
 impl GitHub {
     async fn start(cluster: &Cluster) -> Self {
         let states = Arc::<Mutex<Vec<Value>>>::default();
+        let notes = Arc::<Mutex<Vec<Value>>>::default();
+        let written = Arc::clone(&notes);
         let (noted, stored, attempt) = (Arc::clone(&states), cluster.clone(), AtomicU32::new(1));
         let script = move |seen: &Seen, _: usize| {
             if is_rerun(seen) {
@@ -49,10 +53,23 @@ impl GitHub {
                 attempt.fetch_add(1, Ordering::Relaxed);
                 return reply(201, &json!({}));
             }
+            if seen.path.contains("/check-runs") {
+                let mut notes = written.lock().unwrap();
+                if seen.method == Method::POST {
+                    notes.push(seen.body.clone());
+                    return reply(201, &json!({}));
+                }
+                let all = json!({"total_count": notes.len(), "check_runs": *notes});
+                return reply(200, &all);
+            }
             answer(seen, attempt.load(Ordering::Relaxed))
         };
         let stub = Stub::start(script).await;
-        Self { stub, states }
+        Self {
+            stub,
+            states,
+            notes,
+        }
     }
 
     /// Returns once a job has been run again.
@@ -166,8 +183,8 @@ impl World {
 }
 
 /// What came of a job whose operator was killed then: how the stored status had it whenever it was run again, how it has
-/// it in the end, and how often that was told.
-async fn lived(kill: Kill) -> (Vec<Value>, Value, usize) {
+/// it in the end, and how often that was told, by Events and on the commit.
+async fn lived(kill: Kill) -> (Vec<Value>, Value, [usize; 2]) {
     let cluster = Cluster::default();
     let github = GitHub::start(&cluster).await;
     let mut world = World::new(&github.stub, cluster.clone());
@@ -201,7 +218,8 @@ async fn lived(kill: Kill) -> (Vec<Value>, Value, usize) {
     }
     world.note();
     let asked = github.states.lock().unwrap().clone();
-    (asked, world.state(), world.told)
+    let notes = github.notes.lock().unwrap().len();
+    (asked, world.state(), [world.told, notes])
 }
 
 #[tokio::test]
@@ -214,7 +232,7 @@ async fn a_job_is_run_again_once_whenever_the_operator_is_killed() {
         let (asked, end, told) = lived(kill).await;
         // Then GitHub is asked once, when that is stored, and it is told once
         assert_eq!(asked, [json!("Requested")], "{kill:?}");
-        assert_eq!((end, told), (json!("Started"), 1), "{kill:?}");
+        assert_eq!((end, told), (json!("Started"), [1, 1]), "{kill:?}");
     }
 }
 
