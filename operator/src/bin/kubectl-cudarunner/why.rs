@@ -48,7 +48,7 @@ pub(crate) async fn ask(
     let asked = Timestamp::now().to_string();
     let mut pool = match pools.annotate_if_there(name, LOOK_AGAIN, &asked).await? {
         Annotated::Done(pool) => *pool,
-        Annotated::Forbidden(pool) => return Ok(Some(unasked(pools, *pool).await)),
+        Annotated::Forbidden(pool) => return Ok(Some(Box::pin(unasked(pools, *pool)).await)),
         Annotated::NotThere => return Ok(None),
     };
     let until = Instant::now() + limit.max(ASK);

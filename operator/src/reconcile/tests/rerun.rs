@@ -45,11 +45,11 @@ impl GitHub {
         let states = Arc::<Mutex<Vec<Value>>>::default();
         let notes = Arc::<Mutex<Vec<Value>>>::default();
         let written = Arc::clone(&notes);
-        let (noted, stored, attempt) = (Arc::clone(&states), cluster.clone(), AtomicU32::new(1));
+        let (record, stored, attempt) = (Arc::clone(&states), cluster.clone(), AtomicU32::new(1));
         let script = move |seen: &Seen, _: usize| {
             if is_rerun(seen) {
                 let said = stored.5.lock().unwrap()["reruns"][0]["state"].clone();
-                noted.lock().unwrap().push(said);
+                record.lock().unwrap().push(said);
                 attempt.fetch_add(1, Ordering::Relaxed);
                 return reply(201, &json!({}));
             }
