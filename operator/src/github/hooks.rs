@@ -87,7 +87,8 @@ impl Client {
         };
         let last: Option<AtMost<Delivery, 1>> = self.ask_tagged(path, &what).await?;
         let last = last.and_then(|last| last.0.into_iter().next());
-        let failed = last.filter(|last| !(200..300).contains(&last.status_code));
+        // Below 200 is no answer, but one that is yet to come.
+        let failed = last.filter(|last| last.status_code >= 300);
         Ok(failed.map(|last| {
             let word = last.status.unwrap_or_default();
             let word = gate_report::clean(&word, 100);

@@ -91,6 +91,7 @@ async fn a_delivery_that_failed_is_told_in_githubs_words() {
             Some("502 failed to connect[31m"),
         ),
         (302, "Found", Some("302 Found")),
+        (0, "pending", None),
         (401, "Unauthorized", Some("401 Unauthorized")),
     ] {
         let last = json!([{"id": 1, "guid": "g", "status": word, "status_code": status}]);
