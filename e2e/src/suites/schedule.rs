@@ -14,7 +14,7 @@ use super::{Ctx, SOON};
 const AHEAD: SignedDuration = SignedDuration::from_secs(30);
 /// By then the moment has come.
 const OPENS_WITHIN: Duration = Duration::from_mins(2);
-/// Its runner is made so soon after it opens: the pool is not only looked at when its queue is read, twice a minute.
+/// Its runner is made so soon after it opens, on a machine that has other things to do.
 const AT_ONCE: SignedDuration = SignedDuration::from_secs(25);
 
 pub(super) async fn run(ctx: &Ctx) -> Result<()> {

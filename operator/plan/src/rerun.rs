@@ -11,6 +11,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::{About, Action, Case, Notice, Plan};
+use crate::model::github::Repository;
 use crate::model::jobs::RunKey;
 use crate::model::rerun::{Answer, NewAttempt, RunFacts, Untold};
 use crate::model::time::Shift as _;
@@ -106,9 +107,9 @@ pub(super) fn plan(case: Case, plan: &mut Plan) {
     plan.status.reruns = entries;
 }
 
-/// Whether an entry is of this runner's job.
-fn is_of(entry: &RerunStatus, blamed: &Blamed) -> bool {
-    entry.runner == blamed.runner && run_of(entry).as_ref() == Some(&blamed.job.run)
+/// Whether an entry is of this runner's job in the run.
+fn is_of(entry: &RerunStatus, runner: &str, run: &RunKey) -> bool {
+    entry.runner == runner && run_of(entry).as_ref() == Some(run)
 }
 
 /// Puts a job on the list, or gives it back where there is no room. What is younger than an hour stays there, so that no job
@@ -119,7 +120,10 @@ fn add(
     entries: &mut Vec<RerunStatus>,
     plan: &mut Plan,
 ) -> Option<Blamed> {
-    if entries.iter().any(|entry| is_of(entry, &blamed)) {
+    if entries
+        .iter()
+        .any(|entry| is_of(entry, &blamed.runner, &blamed.job.run))
+    {
         return None;
     }
     if entries.len() >= MAX_RERUNS {
@@ -229,10 +233,7 @@ fn awaits_others(
     if entry.state != RerunState::Waiting {
         return false;
     }
-    let is_listed = |runner: &str| {
-        let mut all = all.iter();
-        all.any(|e| e.runner == runner && run_of(e).as_ref() == Some(run))
-    };
+    let is_listed = |runner: &str| all.iter().any(|entry| is_of(entry, runner, run));
     let mut others = judge::red_beside(entry, read);
     others.any(|(runner, ended)| {
         case.now < ended.max(entry.at.0).after(SETTLE)
@@ -277,18 +278,15 @@ fn unheard(
         return None;
     }
     let read = facts.runs.get(run)?.run.as_ref()?;
-    let was_open = |entry: &RerunStatus| {
-        let mut before = before.iter();
-        before.any(|b| b.is_open() && b.runner == entry.runner && run_of(b).as_ref() == Some(run))
-    };
-    let started = entries.iter().filter(|entry| {
-        let is_of_run = run_of(entry).as_ref() == Some(run);
-        is_of_run && entry.state == RerunState::Started && was_open(entry)
+    // One for one the same entries.
+    let both = before.iter().zip(entries);
+    let started = both.filter(|(before, now)| {
+        before.is_open() && now.state == RerunState::Started && run_of(now).as_ref() == Some(run)
     });
-    let started: Vec<&RerunStatus> = started.collect();
+    let started: Vec<&RerunStatus> = started.map(|(_, now)| now).collect();
     let (first, others) = started.split_first()?;
     Some(Untold {
-        repository: crate::model::github::Repository::new(&first.repository)?,
+        repository: Repository::new(&first.repository)?,
         note: note::check(first, others, read),
     })
 }
@@ -298,7 +296,7 @@ fn request(first: &RerunStatus, others: &[&RerunStatus], read: &RunFacts) -> Opt
     let is_one = others.is_empty();
     let job = u64::try_from(first.job_id?).ok();
     Some(NewAttempt {
-        repository: crate::model::github::Repository::new(&first.repository)?,
+        repository: Repository::new(&first.repository)?,
         run: run.id,
         job: job.filter(|_| is_one),
         note: note::check(first, others, run),
