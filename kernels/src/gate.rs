@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use cuda_smoke::files::{self, READABLE};
-use cuda_smoke::registrar::{Error, Registrar, Verdict};
+use crate::files::{self, READABLE};
+use crate::registrar::{Error, Registrar, Verdict};
 use gate_report::contract::{self, file};
 use gate_report::{Class, Confidence, Failure, Outcome, Report, Step, exit};
 

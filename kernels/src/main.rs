@@ -1,45 +1,7 @@
-//! `cuda-smoke`: proves that the GPUs of this pod compute, before a job may have them.
-//!
-//! - `check`: by hand, on any host.
-//! - `prepare`: the first init container of a runner pod; brings what the others need, and a ticket for the registrar.
-//! - `sample`: while a job runs, in whichever image: watches the GPUs.
-//! - `gate`: the first life of the container with the GPU; when every device passes, the runner's image is the second.
-//!
-//! Check and gate run the test in a child process ([`child`]), because a broken driver may crash or hang whoever calls it;
-//! [`supervisor`] survives that and makes the report.
-
-mod args;
-mod check;
-mod child;
-mod deadline;
-mod device_files;
-mod egress;
-mod gate;
-mod host;
-mod manual;
-mod nvml;
-mod preflight;
-mod prepare;
-mod protocol;
-mod sample;
-mod supervisor;
-mod times;
+//! `cuda-smoke`. Its parts are in the library beside it, so that the trials on real hardware are one file.
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let command = match args::parse() {
-        Ok(command) => command,
-        Err(error) => return gate::usage(&error),
-    };
-    let code = match command {
-        args::Command::Check(check) => check::run(&check),
-        args::Command::Prepare(prepare) => prepare::run(&prepare),
-        args::Command::Gate(gate) => gate::run(&gate),
-        args::Command::Child(test) => child::run(&test),
-        args::Command::Nvml(test) => nvml::run(&test),
-        args::Command::Sample(sample) => sample::run(&sample),
-        args::Command::Open { path } => device_files::open(&path),
-    };
-    ExitCode::from(code)
+    cuda_smoke::smoke()
 }

@@ -6,8 +6,8 @@ use std::io;
 use std::path::Path;
 use std::time::Instant;
 
-use cuda_smoke::files::{self, OPEN, PROGRAM, READABLE};
-use cuda_smoke::registrar::{Error, Registrar};
+use crate::files::{self, OPEN, PROGRAM, READABLE};
+use crate::registrar::{Error, Registrar};
 use gate_report::contract::{file, gate};
 use gate_report::wire::Ticket;
 use gate_report::{Report, exit};

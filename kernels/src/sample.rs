@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use cuda_smoke::files;
+use crate::files;
 use gate_report::contract::file;
 use gate_report::usage::GpuUsage;
 use gate_report::{Report, exit};

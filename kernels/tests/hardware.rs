@@ -1,5 +1,5 @@
-//! The gate on a machine with a GPU: see `docs/hardware.md`. It runs where there is no cargo, and brings the gate's program
-//! with it. Without a GPU everything is ignored.
+//! The gate on a machine with a GPU: see `docs/hardware.md`. It runs where there is no cargo, so it is the gate's program as
+//! well. Without a GPU everything is ignored.
 
 #![allow(
     clippy::unwrap_used,
@@ -13,7 +13,6 @@ mod driver;
 use std::env;
 use std::fs;
 use std::io::{BufRead as _, BufReader};
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::{Arc, Mutex};
@@ -24,12 +23,8 @@ use gate_report::{Class, Device, DriverModel, Report, Step};
 use libtest_mimic::{Arguments, Failed, Trial};
 use serde_json::{Value, json};
 
-/// The gate's program: one file is all that another machine needs.
-#[cfg(not(clippy))]
-const GATE: &[u8] = include_bytes!(env!("CARGO_BIN_EXE_cuda-smoke"));
-/// Cargo builds no programs for lints.
-#[cfg(clippy)]
-const GATE: &[u8] = &[];
+/// The name under which this file is the gate's program, too: one file is all that another machine needs.
+const GATE: &str = "cuda-smoke";
 
 /// What the words of a trial begin with that does not apply to the machine.
 const LEFT_OUT: &str = "left out: ";
@@ -55,6 +50,9 @@ const TRIALS: &[(&str, &str, Run)] = &[
 ];
 
 fn main() -> ExitCode {
+    if env::current_exe().is_ok_and(|own| own.ends_with(GATE)) {
+        return cuda_smoke::smoke();
+    }
     let words: Vec<_> = env::args().collect();
     if let [_, helper, what, value] = words.as_slice()
         && helper == driver::HELPER
@@ -126,7 +124,7 @@ impl Machine {
     fn new() -> Self {
         let folder = env::temp_dir().join(format!("hardware-{}", std::process::id()));
         fs::create_dir_all(&folder).unwrap();
-        let program = folder.join("cuda-smoke");
+        let program = folder.join(GATE);
         Self {
             folder,
             program,
@@ -135,10 +133,9 @@ impl Machine {
         }
     }
 
-    /// Writes the gate's program where it is run from.
+    /// Copies this file to where it is the gate's program.
     fn install(&self) {
-        fs::write(&self.program, GATE).unwrap();
-        fs::set_permissions(&self.program, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::copy(env::current_exe().unwrap(), &self.program).unwrap();
     }
 
     fn record(&self, name: &str, run: Run) -> Result<(), String> {
