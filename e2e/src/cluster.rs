@@ -282,8 +282,7 @@ impl Cluster {
         let machine = Machine::second(&self.dir);
         machine.forget()?;
         state::reset(&machine.devices(), devices)?;
-        self.supervisor.nest(machine.name, &machine.dir)?;
-        machine.start_containerd(&self.tools)?;
+        self.switch_on(&machine)?;
         let import = self.import_images(&machine, None);
         machine.start(&self.tools, link.node)?;
         match offer {
@@ -299,9 +298,33 @@ impl Cluster {
         Ok(machine)
     }
 
+    /// The second node's machine dies: everything on it ends at once, and nobody says so.
+    pub fn lose_second_node(&self) -> Result<()> {
+        self.supervisor.signal(node::SECOND, Signal::KILL)
+    }
+
+    /// The second node's machine is switched on again, with what is on its disk; waits until it offers its devices.
+    pub async fn bring_second_node_back(&self) -> Result<()> {
+        let link = self.link.as_ref().context("there is no real node")?;
+        let machine = Machine::second(&self.dir);
+        machine.forget_sockets()?;
+        self.switch_on(&machine)?;
+        machine.start(&self.tools, link.node)?;
+        self.start_device_plugin(&machine)?;
+        let devices = state::read_all(&machine.devices())?.len();
+        let client = self.client().await?;
+        self.wait_for_node(&client, &machine, devices).await
+    }
+
+    /// Starts a second machine and its containerd.
+    fn switch_on(&self, machine: &Machine) -> Result<()> {
+        self.supervisor.nest(machine.name, &machine.dir)?;
+        machine.start_containerd(&self.tools)
+    }
+
     /// Removes the second node: everything on it ends at once, and Kubernetes forgets it.
     pub async fn remove_second_node(&self, client: &Client) -> Result<()> {
-        self.supervisor.signal(node::SECOND, Signal::KILL)?;
+        self.lose_second_node()?;
         let nodes: Api<Node> = Api::all(client.clone());
         nodes.delete(node::SECOND, &DeleteParams::default()).await?;
         wait_for("the second node to be gone", PATIENCE, async || {

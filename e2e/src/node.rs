@@ -83,6 +83,12 @@ impl Machine {
 
     /// Removes what an earlier machine of this name left: sockets, images, pods. Its credentials stay.
     pub fn forget(&self) -> Result<()> {
+        self.forget_sockets()?;
+        remove_dir(&self.dir.join("var"))
+    }
+
+    /// Removes the sockets of its programs, which have ended: none that starts may be taken for one that listens.
+    pub fn forget_sockets(&self) -> Result<()> {
         for socket in [self.containerd(), self.dir.join("supervisor.sock")] {
             match fs::remove_file(&socket) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -92,7 +98,7 @@ impl Machine {
                 _ => {}
             }
         }
-        remove_dir(&self.dir.join("var"))
+        Ok(())
     }
 
     /// The folder with the state files of its devices.

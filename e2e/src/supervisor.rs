@@ -286,8 +286,11 @@ fn furnish(dir: &Path) -> Result<()> {
         fs::create_dir_all(&source)?;
         mount(&["--bind", &source.to_string_lossy(), &format!("/{target}")])?;
     }
-    // The kubelet sets these for the whole machine. Here it sets files of ours.
+    // A machine that is switched on again tells so by this.
+    let boot_id = fs::read_to_string("/proc/sys/kernel/random/uuid")?;
+    // The kubelet sets the others for the whole machine. Here it sets files of ours.
     for (name, value) in [
+        ("kernel/random/boot_id", boot_id.trim()),
         ("vm/overcommit_memory", "1"),
         ("vm/panic_on_oom", "0"),
         ("kernel/panic", "10"),

@@ -43,6 +43,7 @@ mod long_job;
 mod metrics;
 mod missing_label;
 mod neighbour;
+mod node_lost;
 mod node_marks;
 mod permissions;
 mod persistent;
@@ -456,6 +457,12 @@ pub const SUITES: &[Suite] = &[
         [],
         "a job that a broken GPU or an evicted pod ended is run again, once, and several of a run by one request when that is over; none that is red by itself, cancelled, of an older commit, or beyond the limits",
         rerun::run
+    ),
+    suite!(
+        "node-lost",
+        [],
+        "a machine dies under two jobs: the one that GitHub has named runs again elsewhere at once, the other one when its pod names it, as the machine is back; neither twice",
+        node_lost::run
     ),
     suite!(
         "address-change",

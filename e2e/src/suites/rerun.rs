@@ -42,7 +42,7 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
 }
 
 /// The last attempt of a job's run, by the job's number in the first one.
-async fn last_attempt(ctx: &Ctx, job: u64) -> Result<JobView> {
+pub(super) async fn last_attempt(ctx: &Ctx, job: u64) -> Result<JobView> {
     let run = ctx.github.job(job).await?.run;
     let jobs = ctx.github.jobs().await?.into_iter();
     let of_run = jobs.filter(|job| job.run == run);
@@ -52,7 +52,12 @@ async fn last_attempt(ctx: &Ctx, job: u64) -> Result<JobView> {
 }
 
 /// Waits until the status has an entry of a runner in one of these states.
-async fn entry(ctx: &Ctx, pool: &str, runner: &str, state: RerunState) -> Result<RerunStatus> {
+pub(super) async fn entry(
+    ctx: &Ctx,
+    pool: &str,
+    runner: &str,
+    state: RerunState,
+) -> Result<RerunStatus> {
     let what = format!("the job of {runner} to be {state:?}");
     ctx.wait_for(&what, SOON, async || {
         let reruns = ctx.status(pool).await?.reruns;
@@ -64,7 +69,7 @@ async fn entry(ctx: &Ctx, pool: &str, runner: &str, state: RerunState) -> Result
 }
 
 /// Whether a call asks GitHub to run jobs again.
-fn is_rerun(call: &Seen) -> bool {
+pub(super) fn is_rerun(call: &Seen) -> bool {
     call.path.ends_with("/rerun") || call.path.ends_with("/rerun-failed-jobs")
 }
 
