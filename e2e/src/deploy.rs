@@ -14,7 +14,7 @@ use k8s_openapi::api::{
 };
 use kube::{
     Api, Client,
-    api::{DeleteParams, ListParams, LogParams, PostParams},
+    api::{DeleteParams, ListParams, LogParams, Patch, PatchParams, PostParams},
 };
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -62,6 +62,34 @@ pub async fn with_values<T>(
     upgrade(cluster, changes).await?;
     let outcome = work().await;
     let back = upgrade(cluster, &[]).await;
+    // The first error says more than what follows from it.
+    let value = outcome?;
+    back?;
+    Ok(value)
+}
+
+/// Does something while no operator runs: as `kubectl scale deployment --replicas 0` has it.
+pub async fn without<T>(client: &Client, work: impl AsyncFnOnce() -> Result<T>) -> Result<T> {
+    let deployments: Api<Deployment> = Api::namespaced(client.clone(), NAMESPACE);
+    let before = deployments.get(RELEASE).await?.spec.replicas.unwrap_or(1);
+    let scale = async |replicas: i32| {
+        let patch = Patch::Merge(json!({"spec": {"replicas": replicas}}));
+        let params = PatchParams::default();
+        deployments.patch_scale(RELEASE, &params, &patch).await
+    };
+    scale(0).await?;
+    let outcome = async {
+        let pods: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
+        wait_for("the operator to be gone", READY, async || {
+            let left = pods.list(&ListParams::default()).await?.items;
+            Ok(left.is_empty().then_some(()))
+        })
+        .await?;
+        work().await
+    }
+    .await;
+    scale(before).await?;
+    let back = ready(client, READY).await;
     // The first error says more than what follows from it.
     let value = outcome?;
     back?;

@@ -10,7 +10,10 @@ use kube::{Api, api::DeleteParams};
 use serde_json::json;
 
 use super::{Ctx, SOON, plugin::plugin};
-use crate::deploy;
+use crate::{
+    deploy,
+    helm::{NAMESPACE, RELEASE},
+};
 
 const LIST: &str = "actions/list-self-hosted-runners-for-repo";
 /// By then there is an answer, whoever does not answer. The plugin waits for nobody longer than half a second, which is tested
@@ -21,7 +24,9 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     a_stalled_pool(ctx).await?;
     no_runner_is_wanted(ctx).await?;
     more_runners_than_gpus(ctx).await?;
+    fewer_gpus_than_jobs(ctx).await?;
     github_does_not_answer(ctx).await?;
+    without_an_operator(ctx).await?;
     in_deletion_around_a_job(ctx).await?;
     without_the_page(ctx).await?;
     let on = ["fleetPage.enabled=true"];
@@ -64,7 +69,9 @@ async fn a_stalled_pool(ctx: &Ctx) -> Result<()> {
     // Nobody is waited for, and the operator is not blamed
     let said = says(ctx, "stalled", "Stalled (SecretNotFound): ").await?;
     ensure!(
-        said.matches("nowhere").count() == 1 && !said.contains("operator"),
+        said.matches("nowhere").count() == 1
+            && said.contains("create it with the keys")
+            && !said.contains("operator"),
         "{said}"
     );
     // Nor among all pools
@@ -101,11 +108,35 @@ async fn more_runners_than_gpus(ctx: &Ctx) -> Result<()> {
     ctx.apply(&ctx.pool("many", json!({"replicas": 5}))).await?;
     let said = says(ctx, "many", "Runners are online, though not all").await?;
     ensure!(
-        said.contains("RunnersOnline (Unschedulable)") && said.contains("nvidia.com/gpu"),
+        said.contains("RunnersOnline (Unschedulable)")
+            && said.contains("nvidia.com/gpu")
+            && said.contains(
+                "they are taken, or the node selector, tolerations or other requests of spec.template exclude them"
+            ),
         "{said}"
     );
     ensure!(said.matches("Insufficient").count() == 1, "{said}");
     ctx.delete("many").await
+}
+
+/// GitHub is offered no more runners of a scale set than there are GPUs for.
+async fn fewer_gpus_than_jobs(ctx: &Ctx) -> Result<()> {
+    // Given two jobs, and runners each of which takes all GPUs of the node
+    let labels = ["self-hosted", "starved"];
+    for name in ["one", "another"] {
+        ctx.queue_for(name, &labels, "true", true).await?;
+    }
+    let spec = json!({
+        "scaling": {"maxRunners": 2}, "gpu": {"count": 4}, "labels": labels, "deletionPolicy": "Now",
+    });
+    ctx.apply(&ctx.pool("starved", spec)).await?;
+    // When one of them runs, then it is said what the other one waits for
+    let said = says(ctx, "starved", "No node has 4 x nvidia.com/gpu free").await?;
+    ensure!(
+        said.contains("RunnersOnline (Unschedulable): ") && said.contains("they are taken, or "),
+        "{said}"
+    );
+    ctx.delete("starved").await
 }
 
 async fn github_does_not_answer(ctx: &Ctx) -> Result<()> {
@@ -120,7 +151,37 @@ async fn github_does_not_answer(ctx: &Ctx) -> Result<()> {
     ctx.inject(LIST, 2, outage).await?;
     let said = says(ctx, "pool", "503").await?;
     ensure!(said.starts_with("CredentialsValid ("), "{said}");
-    ensure!(said.matches("503").count() == 1, "{said}");
+    ensure!(
+        said.matches("503").count() == 1
+            && said.contains("it is tried again, see https://www.githubstatus.com"),
+        "{said}"
+    );
+    says(ctx, "pool", "Nothing holds this pool.").await?;
+    Ok(())
+}
+
+/// What the pool's status says is old, and that is said first.
+async fn without_an_operator(ctx: &Ctx) -> Result<()> {
+    deploy::without(&ctx.client, async || {
+        let said = why(ctx, &["pool"]).await?.replace('\n', " ");
+        let parts = [
+            format!("The operator {NAMESPACE}/{RELEASE}, which served this pool, does not run: "),
+            "So all of this is old. No other operator runs that could take it over".to_owned(),
+            format!("`kubectl get pods --namespace {NAMESPACE}` shows what became of it"),
+        ];
+        ensure!(parts.iter().all(|part| said.contains(part)), "{said}");
+        // Among all pools, too
+        let said = why(ctx, &[]).await?.replace('\n', " ");
+        let first = format!(
+            "No operator serves {}/pool: nothing is done there",
+            ctx.namespace
+        );
+        ensure!(said.contains(&first), "{said}");
+        is_at_once(ctx, &["pool"]).await?;
+        is_at_once(ctx, &[]).await
+    })
+    .await?;
+    // Another one has the word
     says(ctx, "pool", "Nothing holds this pool.").await?;
     Ok(())
 }
@@ -136,7 +197,11 @@ async fn in_deletion_around_a_job(ctx: &Ctx) -> Result<()> {
     pools.delete("pool", &DeleteParams::default()).await?;
     let said = why(ctx, &["pool"]).await?;
     ensure!(
-        said.starts_with("Deletion: ") && said.contains(&format!("The jobs on {runner} are")),
+        said.starts_with("Deletion: ")
+            && said.contains("those that wait need another pool with their labels")
+            && said.contains(&format!(
+                "The jobs on {runner} are waited for (spec.deletionPolicy: WaitForJobs), until "
+            )),
         "{said}"
     );
     ctx.github.release(job).await?;
@@ -159,6 +224,7 @@ async fn without_the_page(ctx: &Ctx) -> Result<()> {
     ensure!(
         said.contains(&format!("{}/full, for [", ctx.namespace))
             && said.contains("spec.replicas: ")
+            && said.contains("`kubectl scale cudarunner full --replicas 1")
             && said.contains("fleetPage.enabled=true"),
         "{said}"
     );
@@ -196,7 +262,8 @@ async fn a_job(ctx: &Ctx) -> Result<()> {
     );
     let said = says_of_job(ctx, &lost, "no pool takes it").await?;
     ensure!(
-        said.contains(&format!("{key} comes nearest, and lacks b300")),
+        said.contains(&format!("{key} comes nearest, and lacks b300"))
+            && said.contains("Add what is missing to spec.labels of the pool that should run it"),
         "{said}"
     );
     is_at_once(ctx, &[&page]).await?;
@@ -233,6 +300,7 @@ async fn a_job_of_a_scale_set(ctx: &Ctx) -> Result<()> {
         said.contains(&key) && said.contains("It asks for [stuck]"),
         "{said}"
     );
+    says_of_job(ctx, "in-time", "check its name and the imagePullSecrets").await?;
     ctx.delete("stuck").await?;
     // And one that has a runner
     ctx.apply(&ctx.pool("set", json!({"scaling": {"maxRunners": 1}})))
