@@ -92,6 +92,7 @@ pub fn observed(runners: Vec<Runner>) -> Observed {
         claim_template: crate::model::claim::ClaimTemplate::Unread,
         quarantined: vec![],
         passed: vec![],
+        jobs_elsewhere: vec![],
         pod_refused: None,
         seed: 7,
     }

@@ -1,6 +1,7 @@
 //! Failures: what they mean for the next attempt.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 
 use cudarunner_crds::{FailureClass, FailureStatus, JobStatus, MAX_LAST_FAILURES, RunnerPhase};
 use gate_report::{Class, Finding, time::of_a_try};
@@ -10,6 +11,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use super::quarantine::Quarantine;
 use super::{Access, Case, Observed, architecture, hung, lasting, version};
 use crate::model::backoff;
+use crate::model::key::PoolKey;
 use crate::model::pool::{Pool, Spec};
 use crate::model::runner::{End, Failure, Runner, unconfirmed};
 use crate::model::time::Shift as _;
@@ -193,7 +195,7 @@ fn found(pool: &Pool, observed: &Observed, now: Timestamp) -> Found {
             let failure = version::believed(pool, runner, failure, observed, now);
             let failure = warming(runner, failure, observed, now);
             let failure = with_github(runner, failure, observed);
-            let failure = left_behind(pool, runner, failure);
+            let failure = left_behind(pool, runner, failure, observed);
             found.failed.push((failure.class, failure.reason));
             found.made.insert(runner.name.clone(), runner.created);
             found.new.push(noted(runner, failure));
@@ -370,31 +372,45 @@ fn warming(runner: &Runner, failure: Failure, observed: &Observed, now: Timestam
     }
 }
 
-/// Who may have left a process on a GPU whose memory is taken: the gate sees nothing of what ran there before.
-fn left_behind(pool: &Pool, runner: &Runner, mut failure: Failure) -> Failure {
+/// Who may have left a process on a GPU whose memory is taken: the gate sees nothing of what ran there before. Of another
+/// pool's job no more is said than whose it was: its namespace may be another team's.
+fn left_behind(pool: &Pool, runner: &Runner, mut failure: Failure, observed: &Observed) -> Failure {
+    if failure.code_name.as_deref() != Some(Finding::MemoryTaken.name()) {
+        return failure;
+    }
     let device = failure.device.as_ref();
-    let was_there = |job: &&JobStatus| {
+    let own = pool.status.last_jobs.iter().map(|job| (None, job));
+    let elsewhere = observed.jobs_elsewhere.iter();
+    let was_there = |(_, job): &(Option<&PoolKey>, &JobStatus)| {
         job.node.is_some()
             && job.node == runner.node
             && device.is_none_or(|device| job.devices.contains(device))
             && job.finished_at.0 <= failure.at
     };
-    let mut jobs = pool.status.last_jobs.iter();
-    if failure.code_name.as_deref() == Some(Finding::MemoryTaken.name())
-        && let Some(job) = jobs.find(was_there)
-    {
-        let of = job
-            .url
-            .as_ref()
-            .map_or_else(String::new, |url| format!(" ({url})"));
-        let last = format!(
-            " The pool's last job there was {}{of} on {}, which ended at {}: it may have left a process behind.",
-            job.job,
-            job.runner,
-            job.finished_at.0.strftime("%H:%M:%SZ"),
-        );
-        failure.message.push_str(&last);
-    }
+    let last = own
+        .chain(elsewhere.map(|(pool, job)| (Some(pool), job)))
+        .filter(was_there)
+        .max_by_key(|(_, job)| job.finished_at.0);
+    let Some((whose, job)) = last else {
+        return failure;
+    };
+    let which = match (whose, &job.url) {
+        (Some(pool), _) => format!("The last job there was the pool {pool}'s"),
+        (None, None) => format!(
+            "The pool's last job there was {} on {}",
+            job.job, job.runner
+        ),
+        (None, Some(url)) => format!(
+            "The pool's last job there was {} ({url}) on {}",
+            job.job, job.runner
+        ),
+    };
+    let ended = job.finished_at.0.strftime("%H:%M:%SZ");
+    // A string takes everything.
+    let _ = write!(
+        failure.message,
+        " {which}, which ended at {ended}: it may have left a process behind."
+    );
     failure
 }
 

@@ -87,7 +87,7 @@ impl Client {
             encode(&note.sha)
         );
         let what = What {
-            action: &format!("read what the commit {} was told", note.sha),
+            action: &format!("read the check runs of the commit {}", note.sha),
             permission: CHECKS_WRITE,
         };
         let there: Vec<Told> = self.list(&path, &what).await?;

@@ -74,6 +74,7 @@ pub async fn observe(
     let quarantined = others::quarantined(ctx, pool);
     let is_suspected = has_failed(&pool.status, &known.failures, &runners, &quarantined, now);
     let passed = is_suspected.then(|| others::passed(ctx));
+    let jobs_elsewhere = others::jobs(ctx, pool, &runners);
     let may_blame = is_suspected && !reruns.ended.is_empty();
     reruns.passes = may_blame.then(|| ctx.pods.passes(now)).flatten();
     let claim_template = Box::pin(claim::look(ctx, pool, &runners, now)).await;
@@ -86,6 +87,7 @@ pub async fn observe(
         required_elsewhere: others::required(ctx, pool),
         other_pools: other_pools.unwrap_or_default(),
         passed: passed.unwrap_or_default(),
+        jobs_elsewhere,
         seed: ctx.random(),
         runners,
         vanished,

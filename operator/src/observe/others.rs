@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use cudarunner_crds::CudaRunner;
+use cudarunner_crds::{CudaRunner, JobStatus};
+use gate_report::Finding;
 use kube::runtime::reflector::Store;
 
 use crate::context::Context;
@@ -11,8 +12,10 @@ use crate::watch::pools::key_of;
 use cuda_runner_plan::Passed;
 use cuda_runner_plan::checks;
 use cuda_runner_plan::model::checks::{Elsewhere, Word};
+use cuda_runner_plan::model::key::PoolKey;
 use cuda_runner_plan::model::node_marks::Quarantined;
 use cuda_runner_plan::model::pool::Pool;
+use cuda_runner_plan::model::runner::{End, Runner};
 use cuda_runner_plan::model::url::GitHubUrl;
 
 fn others<'a>(ctx: &'a Context, pool: &'a Pool) -> impl Iterator<Item = Arc<CudaRunner>> + 'a {
@@ -37,6 +40,32 @@ pub(super) fn labels(ctx: &Context, pool: &Pool) -> Vec<Vec<String>> {
 /// The gates that passed, of all pools that there are.
 pub fn passed(ctx: &Context) -> Vec<Passed> {
     ctx.pods.passed(|key, owner| ctx.has(key, owner))
+}
+
+/// The other pools' last jobs on the nodes where a gate of these runners found memory taken.
+pub(super) fn jobs(ctx: &Context, pool: &Pool, runners: &[Runner]) -> Vec<(PoolKey, JobStatus)> {
+    let taken = |runner: &&Runner| {
+        let Some(End::Failed(failure)) = &runner.end else {
+            return false;
+        };
+        failure.code_name.as_deref() == Some(Finding::MemoryTaken.name())
+    };
+    let nodes: BTreeSet<_> = runners
+        .iter()
+        .filter(taken)
+        .filter_map(|runner| runner.node.as_ref())
+        .collect();
+    if nodes.is_empty() {
+        return vec![];
+    }
+    others(ctx, pool)
+        .flat_map(|other| {
+            let jobs = other.status.iter().flat_map(|status| &status.last_jobs);
+            let there = jobs.filter(|job| job.node.as_ref().is_some_and(|n| nodes.contains(n)));
+            let of_pool = there.map(|job| (key_of(&other), job.clone()));
+            of_pool.collect::<Vec<_>>()
+        })
+        .collect()
 }
 
 /// What the other pools have in quarantine.

@@ -358,7 +358,7 @@ impl Pods {
         while all.len() >= MOST_VANISHED || all.front().is_some_and(is_over) {
             let lost = all.pop_front();
             if let Some(Vanished { pool, runner, .. }) = lost.filter(|_| leads) {
-                tracing::warn!(%pool, runner = runner.name, "how a runner ended was not told: too many have ended at once, or too long ago");
+                tracing::warn!(%pool, runner = runner.name, "how a runner ended was not reported: too many have ended at once, or too long ago");
             }
         }
         let pool = pool.clone();

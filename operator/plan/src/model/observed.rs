@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use cudarunner_crds::{ARCH_LABEL, Arch, FailureStatus};
+use cudarunner_crds::{ARCH_LABEL, Arch, FailureStatus, JobStatus};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Taint;
 
@@ -11,6 +11,7 @@ use super::checks::{CheckFacts, Elsewhere};
 use super::claim::ClaimTemplate;
 use super::github::{Lifecycle, Listing, QueuedJob};
 use super::jobs::JobFacts;
+use super::key::PoolKey;
 use super::left::Left;
 use super::node_marks::Quarantined;
 use super::published::Published;
@@ -88,6 +89,8 @@ pub struct Observed {
     pub quarantined: Vec<Quarantined>,
     /// Gates of all pools that passed; empty where no node is blamed.
     pub passed: Vec<Passed>,
+    /// The other pools' last jobs on nodes where a gate of this pool found memory taken; empty where none has.
+    pub jobs_elsewhere: Vec<(PoolKey, JobStatus)>,
     /// Why Kubernetes refused the last pod.
     pub pod_refused: Option<String>,
     /// Fresh randomness for names.

@@ -6,6 +6,7 @@ use jiff::SignedDuration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::fixture::{NOW, ago, first_node, gate_failure, observed, pool, runner};
+use crate::model::key::PoolKey;
 use crate::model::pool::GpuRequest;
 use crate::model::runner::{Disruption, End, Failure};
 use crate::plan;
@@ -18,7 +19,7 @@ fn memory_that_a_job_may_have_left_taken_is_told_from_others() {
             "devices": [device], "finishedAt": Time(ago(60)), "url": "https://github.com/o/r/actions/runs/7"}))
         .unwrap()
     };
-    let mut said = |name: &str, jobs: &[JobStatus]| {
+    let mut said = |name: &str, jobs: &[JobStatus], elsewhere: &[JobStatus]| {
         pool.status.last_jobs = jobs.to_vec();
         let failure = Failure {
             code_name: Some(name.to_owned()),
@@ -27,7 +28,14 @@ fn memory_that_a_job_may_have_left_taken_is_told_from_others() {
         };
         let mut failed = runner(&pool, "pool-aaaaa", RunnerPhase::Failed);
         failed.end = Some(End::Failed(failure));
-        let planned = plan(&pool, &observed(vec![failed]), NOW);
+        let mut observed = observed(vec![failed]);
+        let whose = PoolKey {
+            namespace: "team-b".to_owned(),
+            name: "other".to_owned(),
+        };
+        let theirs = elsewhere.iter().map(|job| (whose.clone(), job.clone()));
+        observed.jobs_elsewhere = theirs.collect();
+        let planned = plan(&pool, &observed, NOW);
         planned.status.last_failures[0].message.clone()
     };
     // Given the last jobs of the pool, of which one ran on the device
@@ -36,15 +44,26 @@ fn memory_that_a_job_may_have_left_taken_is_told_from_others() {
         job("GPU-1", "node-2"),
         job("GPU-1", "node-1"),
     ];
-    let taken = said("MemoryTaken", &jobs);
+    let taken = said("MemoryTaken", &jobs, &[]);
     assert!(
         taken.contains("train (https://github.com/o/r/actions/runs/7) on pool-before"),
         "{taken}"
     );
     // Then it is named for memory that is taken there, and for nothing else
     for (name, jobs) in [("MemoryTaken", &jobs[..2]), ("Hang", &jobs[..])] {
-        let other = said(name, jobs);
+        let other = said(name, jobs, &jobs[..2]);
         assert!(!other.contains("left a process"), "{other}");
+    }
+    // Then another pool's is, where it was there later, and nothing of it but its pool
+    let mut theirs = job("GPU-1", "node-1");
+    for (ago_seconds, whose) in [
+        (61, "The pool's last job"),
+        (59, "the pool team-b/other's,"),
+    ] {
+        theirs.finished_at = Time(ago(ago_seconds));
+        let taken = said("MemoryTaken", &jobs, std::slice::from_ref(&theirs));
+        assert!(taken.contains(whose), "{taken}");
+        assert_eq!(taken.contains("actions/runs"), ago_seconds > 60, "{taken}");
     }
 }
 
