@@ -153,6 +153,22 @@ impl Registry {
         Ok(self.image(image))
     }
 
+    /// Puts one of our images into it in a list that has it for this architecture alone; gives the name by which nodes pull it.
+    pub async fn push_for(&self, arch: &str, image: &str) -> Result<String> {
+        let (registry, name, tag) = (self.clone(), image.to_owned(), arch.to_owned());
+        tokio::task::spawn_blocking(move || {
+            let story = Story::silent();
+            let images = Images::open(&story)?;
+            let parts = images.parts(&name, &story)?;
+            let mut session = Session::open(&registry)?;
+            session.push(&name, TAG, &parts)?;
+            session.push(&name, &tag, &parts.listed(&tag)?)
+        })
+        .await?
+        .with_context(|| format!("cannot push {image} for {arch}"))?;
+        Ok(format!("{}/{image}:{arch}", self.host))
+    }
+
     /// Puts images of ours into it, each under another name, as a release of this version. What they share is sent once.
     pub async fn push_release(&self, images: &[(&str, &str)], version: &str) -> Result<()> {
         let registry = self.clone();

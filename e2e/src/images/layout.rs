@@ -14,6 +14,8 @@ use sha2::{Digest as _, Sha256};
 use super::hex;
 use crate::process::output;
 
+/// The type of a list of manifests.
+const LIST: &str = "application/vnd.oci.image.index.v1+json";
 const NAME: &str = "org.opencontainers.image.ref.name";
 
 fn index(layout: &Path) -> Result<Vec<Value>> {
@@ -133,6 +135,26 @@ impl Parts {
         manifest["config"] = self.blob(file, "config.v1+json")?;
         self.manifest = serde_json::to_vec(&manifest)?;
         Ok(self)
+    }
+
+    /// A list of this image alone, for this architecture, whatever it was built for.
+    pub fn listed(&self, arch: &str) -> Result<Self> {
+        let digest = hex(Sha256::digest(&self.manifest).as_slice());
+        let list = json!({
+            "schemaVersion": 2,
+            "mediaType": LIST,
+            "manifests": [{
+                "mediaType": self.media_type,
+                "digest": format!("sha256:{digest}"),
+                "size": self.manifest.len(),
+                "platform": {"os": "linux", "architecture": arch},
+            }],
+        });
+        Ok(Self {
+            manifest: serde_json::to_vec(&list)?,
+            media_type: LIST.to_owned(),
+            blobs: vec![],
+        })
     }
 
     /// The descriptor of a file, which is a blob from now on.

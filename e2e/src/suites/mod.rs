@@ -581,7 +581,7 @@ pub const SUITES: &[Suite] = &[
     suite!(
         "private-registry",
         [],
-        "the cluster's own registry: nodes pull with its password and not without; it can be held, and says who asked",
+        "the cluster's own registry: nodes pull with its password and not without; it can be held, and says who asked; a runner's image that it has for arm64 alone is named as that",
         private_registry::run
     ),
     suite!(

@@ -1,4 +1,5 @@
-//! The cluster's own registry: nodes pull from it with its password and not without, it can be held, and says who asked.
+//! The cluster's own registry: nodes pull from it with its password and not without, it can be held, and says who asked. And
+//! a runner's image that it has for another architecture alone.
 
 use std::time::Duration;
 
@@ -60,7 +61,35 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     })
     .await?;
     registry.release()?;
-    succeeded(ctx, "waits").await
+    succeeded(ctx, "waits").await?;
+    for_another_architecture(ctx, &registry).await
+}
+
+/// A runner's image that the registry has for another architecture alone is named as that, and blames no node.
+async fn for_another_architecture(ctx: &Ctx, registry: &Registry) -> Result<()> {
+    // Given a pool with such an image
+    let image = registry.push_for("arm64", "job-alpine").await?;
+    let template = json!({"spec": {
+        "imagePullSecrets": [{"name": "right"}],
+        "containers": [{"name": "runner", "image": image}],
+    }});
+    ctx.apply(&ctx.pool("foreign", json!({"template": template})))
+        .await?;
+    // When its gate has passed, then the pull says so in the runtime's words, and the pool what to do
+    let said = ctx
+        .condition("foreign", "RunnersOnline", "False", "WrongArchitecture")
+        .await?;
+    for part in [
+        image.as_str(),
+        "no match for platform in manifest",
+        "name an image that is built for linux/amd64",
+    ] {
+        ensure!(said.contains(part), "no {part}: {said}");
+    }
+    let status = ctx.status("foreign").await?;
+    ensure!(status.quarantine.is_empty(), "{:#?}", status.quarantine);
+    ctx.delete("foreign").await?;
+    ctx.no_violations().await
 }
 
 fn pods(ctx: &Ctx) -> Api<Pod> {
