@@ -125,6 +125,9 @@ pub(crate) struct TestArgs {
     pub(crate) min_copy_gib_per_second: Option<f64>,
     #[command(flatten)]
     pub(crate) limits: Limits,
+    /// Run this part of the test alone, once the driver is up and the kernels are loaded.
+    #[arg(long, value_enum, value_name = "PART", hide = true)]
+    pub(crate) only: Option<Part>,
     /// Folder of the device files.
     #[arg(long, env = "CUDA_SMOKE_DEV_DIR", default_value = "/dev", hide = true)]
     pub(crate) dev_dir: PathBuf,
@@ -306,6 +309,25 @@ pub(crate) struct SampleArgs {
     pub(crate) library_root: PathBuf,
 }
 
+/// A part of the test that can be run alone: on real hardware, to see which one a fault or the time is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Part {
+    /// The first kernel's round trip.
+    Kernel,
+    /// The walk through memory, and the copies.
+    MemoryWalk,
+    /// The tensor cores.
+    TensorCores,
+    /// Managed memory.
+    ManagedMemory,
+    /// Memory from the device's pool.
+    MemoryPool,
+    /// Several devices with one another.
+    Peers,
+    /// What the management library says.
+    Health,
+}
+
 /// What to make of devices that lack something.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Enforcement {
@@ -360,7 +382,15 @@ impl TestArgs {
         if self.is_shared() {
             line.push("--shared".into());
         }
+        if let Some(part) = self.only.and_then(|part| part.to_possible_value()) {
+            line.extend(["--only".into(), part.get_name().into()]);
+        }
         line
+    }
+
+    /// Whether this part of the test is run.
+    pub(crate) fn has(&self, part: Part) -> bool {
+        self.only.is_none_or(|only| only == part)
     }
 
     /// Whether others use the GPUs too.
@@ -496,6 +526,8 @@ mod tests {
             "Require",
             "--min-copy-gib-per-second",
             "2.5",
+            "--only",
+            "memory-walk",
             "--dev-dir",
             "/elsewhere/dev",
             "--library-root",
@@ -513,6 +545,7 @@ mod tests {
         assert_eq!(test.expected_devices, Some(2));
         assert_eq!(test.managed_memory, Enforcement::Require);
         assert!(test.shared);
+        assert_eq!(test.only, Some(Part::MemoryWalk));
         assert_eq!(test.memory_walk_mib, 8);
         assert_eq!(test.min_free_memory_percent, 75);
         assert_eq!(test.peer_access, Enforcement::Require);

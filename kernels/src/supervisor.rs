@@ -13,7 +13,7 @@ use gate_report::{
     Step, Tries, Warning, Which,
 };
 
-use crate::args::{TestArgs, Times};
+use crate::args::{Part, TestArgs, Times};
 use crate::deadline::{Deadline, Waited};
 use crate::host::{MemoryKills, Shortage};
 use crate::nvml::Beside;
@@ -33,7 +33,10 @@ pub(crate) fn test(args: &TestArgs) -> Report {
         driver: Some(host::driver(&args.dev_dir)),
         ..Report::new(env!("CARGO_PKG_VERSION"))
     };
-    let nvml = Beside::start(args);
+    let nvml = args
+        .has(Part::Health)
+        .then(|| Beside::start(args))
+        .flatten();
     let leaving = until_verdict(args, &mut report, started)
         .map_err(|failure| report.failure = Some(*failure))
         .ok();

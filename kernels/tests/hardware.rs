@@ -38,6 +38,7 @@ const TRIALS: &[(&str, &str, Run)] = &[
     ("first_start", "", start),
     ("second_start", "", warm_start),
     ("every_step_on_every_device", "", every_step),
+    ("each_part_alone", "", each_alone),
     ("options", "", options),
     ("ptx_that_is_wrong_or_too_new", "", ptx),
     ("memory_that_another_process_holds", "", memory_taken),
@@ -350,6 +351,46 @@ fn every_step(machine: &Machine) -> Found {
         found.push(times.collect::<Vec<_>>().join(", "));
     }
     Ok(found.join("; "))
+}
+
+/// The parts of the test, each with the step that the report has of it where it has one.
+const PARTS: [(&str, Option<Step>); 7] = [
+    ("kernel", Some(Step::Launch)),
+    ("memory-walk", Some(Step::MemoryWalk)),
+    ("tensor-cores", Some(Step::TensorCores)),
+    ("managed-memory", Some(Step::ManagedMemory)),
+    ("memory-pool", None),
+    ("peers", None),
+    ("health", None),
+];
+
+/// Each part passes without the others, and says how long that takes.
+fn each_alone(machine: &Machine) -> Found {
+    let mut found = vec![];
+    for (part, own) in PARTS {
+        let (code, report) = machine.check(|smoke| {
+            smoke.args(["--only", part]);
+        })?;
+        if code != 0 {
+            return Err(format!("{part}: exit code {code}: {}", told(&report)));
+        }
+        for device in &report.devices {
+            let ran = |step: &Step| device.steps.iter().any(|ran| ran.step == *step);
+            let steps = PARTS.iter().filter_map(|(_, step)| *step).filter(ran);
+            let is_offered = own != Some(Step::ManagedMemory) || device.concurrent_managed_access;
+            let expected = own.filter(|_| is_offered);
+            if !steps.clone().eq(expected) {
+                let steps: Vec<_> = steps.map(|step| step.to_string()).collect();
+                return Err(format!("{part} ran {}", steps.join(", ")));
+            }
+        }
+        let has_talked = report.peers.is_some();
+        if has_talked != (part == "peers" && report.devices.len() > 1) {
+            return Err(format!("{part}: peers {:?}", report.peers));
+        }
+        found.push(format!("{part} {:.0} ms", report.timings.test_ms));
+    }
+    Ok(found.join(", "))
 }
 
 fn options(machine: &Machine) -> Found {

@@ -64,6 +64,7 @@ fn trial(name: &str, programs: &Path) -> String {
 #[test]
 fn trials_go_well_on_the_simulated_driver() {
     for name in [
+        "each_part_alone",
         "options",
         "ptx_that_is_wrong_or_too_new",
         "two_processes_at_once",

@@ -13,7 +13,7 @@ use super::library;
 use super::memory_walk::WalkKernels;
 use super::pattern::{self, CANARY, Difference, ELEMENTS, Vectors};
 use super::peers::{self, Tested};
-use crate::args::{Enforcement, TestArgs};
+use crate::args::{Enforcement, Part, TestArgs};
 use crate::protocol::{Event, send};
 use crate::times::milliseconds;
 
@@ -80,6 +80,9 @@ pub(super) fn all_devices(args: &TestArgs) -> Called<()> {
         .run(&vectors);
         send(&Event::Device(device.report.clone()));
         tested.push(result?);
+    }
+    if !args.has(Part::Peers) {
+        return Ok(());
     }
     peers::talk(driver.at(Step::Peers), &tested, args)
 }
@@ -210,19 +213,26 @@ impl Bench<'_> {
         let free = self.room()?;
         let kernels = self.load()?;
         let stream = self.driver.at(Step::Context).stream()?;
-        self.vector_add(vectors, kernels.vector_add, stream)?;
-        if let Some(room) = self.memory_walk(free, kernels.walk, stream)?
+        if self.args.has(Part::Kernel) {
+            self.vector_add(vectors, kernels.vector_add, stream)?;
+        }
+        if self.args.has(Part::MemoryWalk)
+            && let Some(room) = self.memory_walk(free, kernels.walk, stream)?
             && !self.is_shared()
         {
             self.copies(room, vectors)?;
         }
-        if let Some(kernel) = kernels.tensor_multiply {
+        if let Some(kernel) = kernels.tensor_multiply
+            && self.args.has(Part::TensorCores)
+        {
             self.tensor_cores(kernel, stream)?;
         }
-        if self.device.report.concurrent_managed_access {
+        if self.device.report.concurrent_managed_access && self.args.has(Part::ManagedMemory) {
             self.managed_memory(kernels.vector_add, stream)?;
         }
-        self.memory_pool(kernels.walk, stream)?;
+        if self.args.has(Part::MemoryPool) {
+            self.memory_pool(kernels.walk, stream)?;
+        }
         Ok(Tested {
             ordinal: self.device.report.ordinal,
             uuid: self.device.report.uuid.clone(),
