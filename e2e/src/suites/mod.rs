@@ -459,12 +459,6 @@ pub const SUITES: &[Suite] = &[
         rerun::run
     ),
     suite!(
-        "node-lost",
-        [],
-        "a machine dies under two jobs: the one that GitHub has named runs again elsewhere at once, the other one when its pod names it, as the machine is back; neither twice",
-        node_lost::run
-    ),
-    suite!(
         "address-change",
         [],
         "a pool that moves to another address finishes its jobs at the old one, and leaves nothing there",
@@ -605,6 +599,16 @@ pub const SUITES: &[Suite] = &[
         playground::run,
         playground::lacks
     ),
+    // Kubernetes is in no hurry to give a node up.
+    Suite {
+        by_name: Some(|| None),
+        ..suite!(
+            "node-lost",
+            [],
+            "by its name alone: a machine dies under two jobs: the one that GitHub has named runs again elsewhere at once, the other one when its pod names it, as the machine is back; neither twice",
+            node_lost::run
+        )
+    },
     suite!(last "secrets",
         [],
         "no credential in any log, Event, object or argument list of the whole run",
