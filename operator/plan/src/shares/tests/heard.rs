@@ -251,9 +251,11 @@ proptest! {
             world.step(at, lasts)?;
         }
 
-        // Then each job is heard in time: a rest, or the turns of all others, and the next device in a time of looking
+        // Then each job is heard in time: a rest, or the turns of all others, each of which may need the one device that there
+        // is, and the next device in a time of looking
         let jobs = i64::try_from(jobs.len()).unwrap();
-        let turns = PACE.as_secs() * (i64::try_from(quiet).unwrap() + jobs) / slots;
+        let turn = PACE.as_secs().max(LONGEST + GLANCE.as_secs());
+        let turns = turn * (i64::try_from(quiet).unwrap() + jobs) / slots;
         let bound = REST.as_secs().max(turns) + LOOK.as_secs() + 2 * LONGEST + STEP;
         prop_assert!(world.longest <= bound, "{} s, and the bound is {bound}", world.longest);
 
