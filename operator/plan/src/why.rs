@@ -12,6 +12,7 @@ use crate::condition::{bad_status, kind};
 use crate::model::pool::Pool;
 use crate::model::time::Shift as _;
 use crate::reason::{Reason, Stored};
+use crate::scale_set;
 use lack::Lack;
 
 /// Something that stands in the way of jobs.
@@ -56,6 +57,24 @@ fn left_behind(left: &LeftStatus) -> Option<Cause> {
         left.url
     );
     Some(Cause::new("Left behind", message))
+}
+
+/// What is to be said where nothing is known to stand in the way, and jobs may wait all the same: GitHub tells a scale set of
+/// no more jobs than it is offered runners.
+#[must_use]
+pub fn unheard(resource: &CudaRunner) -> Option<String> {
+    let status = seen(resource).ok()?;
+    let set = status.scale_set.as_ref();
+    let set = set.filter(|set| scale_set::number(set).is_some() && set.capacity <= status.busy)?;
+    if status.queued > 0 {
+        return None;
+    }
+    let lack = Lack::of(resource, status, 1);
+    let cause = waited_for(resource, status, Jobs::MayCome, lack)?;
+    Some(format!(
+        "Nothing is known to hold this pool. Jobs may wait all the same: GitHub assigns a scale set no more jobs than it is offered runners, here {}. {}",
+        set.capacity, cause.message
+    ))
 }
 
 /// The most urgent of what holds so many jobs that wait for a pool's own runners. Trouble with other jobs and with checks holds

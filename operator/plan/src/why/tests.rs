@@ -592,3 +592,32 @@ fn what_is_left_at_another_address_and_cannot_be_asked_is_named() {
         assert!(cause.message.contains(words), "{}", cause.message);
     }
 }
+
+#[test]
+fn a_scale_set_whose_offer_is_full_may_have_jobs_that_nobody_knows_of() {
+    // Given a set of up to two runners, with GPUs for one, and so many at work
+    let said = |busy: &[RunnerPhase], available: usize| {
+        let set = |resource: &mut CudaRunner| scaled(resource, "ScaleSet");
+        let resource = planned(set, |pool, seen| {
+            runners(pool, seen, busy);
+            scale_set(seen, None);
+            let heard = &mut seen.scale_set.as_mut().unwrap().listening;
+            let statistics = &mut heard.as_mut().unwrap().heard.statistics;
+            statistics.as_mut().unwrap().available = available;
+        });
+        assert_eq!(causes(&resource).is_empty(), available == 0);
+        unheard(&resource)
+    };
+    let full = said(&[RunnerPhase::Busy], 0).unwrap();
+    let ends = "A job that comes waits for a GPU: those that are there and free for this pool suffice for 1 of 2 runners, and 1 are busy. Add nodes, or look who else holds GPUs (kubectl describe nodes)";
+    assert!(full.ends_with(ends), "{full}");
+    assert!(full.contains("runners, here 1. "), "{full}");
+    // Of those that are known the causes tell, and of one with an idle runner all are known
+    assert_eq!(said(&[RunnerPhase::Busy], 3), None);
+    assert_eq!(said(&[RunnerPhase::Idle], 0), None);
+    // Nor is it said of a pool that reads its queue
+    let read = planned(as_it_is, |pool, seen| {
+        runners(pool, seen, &[RunnerPhase::Busy, RunnerPhase::Busy]);
+    });
+    assert_eq!(unheard(&read), None);
+}

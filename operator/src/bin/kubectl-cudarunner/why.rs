@@ -10,8 +10,8 @@ use std::fmt::Write as _;
 use std::pin::pin;
 use std::time::Duration;
 
-use cuda_runner_plan::why::causes;
 use cuda_runner_plan::why::operator::{absent, doubt, of_absent};
+use cuda_runner_plan::why::{causes, unheard};
 use cudarunner_crds::{CudaRunner, CudaRunnerStatus, LOOK_AGAIN};
 use futures::StreamExt as _;
 use jiff::Timestamp;
@@ -120,7 +120,9 @@ pub(crate) fn text(answer: &Answer) -> String {
         wrap(&mut text, &format!("{}: ", cause.about), 2, &cause.message);
     }
     if causes.is_empty() {
-        text.push_str("Nothing holds this pool.\n");
+        let unheard = unheard(pool);
+        let said = unheard.as_deref().unwrap_or("Nothing holds this pool.");
+        wrap(&mut text, "", 0, said);
     }
     let _ = writeln!(
         text,
