@@ -7,7 +7,7 @@ use cudarunner_crds::{CudaRunnerStatus, DeviceStatus, JobStatus, MAX_DEVICES};
 use gate_report::clean;
 
 use super::{About, Notice};
-use crate::reason::Reason;
+use crate::reason::{Reason, Stored};
 
 /// With fewer jobs a device is not judged, nor does it say what is usual.
 const LEAST: i32 = 8;
@@ -33,11 +33,24 @@ pub(super) fn count(status: &mut CudaRunnerStatus, jobs: &[&JobStatus]) -> Vec<N
         if !failed && conclusion != Some("success") {
             continue;
         }
+        if failed && was_taken_away(status, job) {
+            continue;
+        }
         for uuid in &job.devices {
             add(status, job, &clean(uuid, NAME), failed);
         }
     }
     judge(status)
+}
+
+/// Whether Kubernetes or the node ended the job's runner under it: on nodes that come and go that is usual, and no device's.
+fn was_taken_away(status: &CudaRunnerStatus, job: &JobStatus) -> bool {
+    let mut ends = status.last_failures.iter();
+    ends.any(|end| {
+        let reason = Stored::parse(&end.reason);
+        let is_taken = [Reason::Evicted, Reason::NodeLost, Reason::PodRejected];
+        end.runner == job.runner && is_taken.iter().any(|taken| reason == *taken)
+    })
 }
 
 /// Whether a job's conclusion, in GitHub's word, is a failure, and so may be its device's.
@@ -303,6 +316,19 @@ mod tests {
             ..job("GPU-1", Some("failure"))
         };
         count(&mut status, &[&refused]);
+        // Nor one whose runner was taken from it
+        status.last_failures = ["Evicted", "NodeLost", "PodRejected"]
+            .map(|reason| {
+                let failure = serde_json::json!({"runner": reason, "reason": reason, "class": "transient",
+                    "message": "", "at": "2026-01-01T00:00:00Z"});
+                serde_json::from_value(failure).unwrap()
+            })
+            .into();
+        for runner in ["Evicted", "NodeLost", "PodRejected"] {
+            let mut lost = job("GPU-1", Some("failure"));
+            lost.runner = runner.to_owned();
+            count(&mut status, &[&lost]);
+        }
         assert_eq!(status.devices, vec![]);
         count(&mut status, &[&job("GPU-1", Some("timed_out"))]);
         assert_eq!((status.devices[0].jobs, status.devices[0].failed), (1, 1));

@@ -283,7 +283,7 @@ fn waited_for(
         Lack::Gpus { capacity } => Cause::new(
             "GPUs",
             format!(
-                "{wait} for a GPU: those that are there and free for this pool suffice for {capacity} of {most} runners, and {} are busy. Add nodes, or look who else holds GPUs (kubectl describe nodes)",
+                "{wait} for a GPU: those that are there and free for this pool suffice for {capacity} of {most} runners (busy: {}). Add nodes, or look who else holds GPUs (kubectl describe nodes)",
                 status.busy
             ),
         ),

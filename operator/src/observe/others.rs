@@ -44,28 +44,34 @@ pub fn passed(ctx: &Context) -> Vec<Passed> {
 
 /// The other pools' last jobs on the nodes where a gate of these runners found memory taken.
 pub(super) fn jobs(ctx: &Context, pool: &Pool, runners: &[Runner]) -> Vec<(PoolKey, JobStatus)> {
-    let taken = |runner: &&Runner| {
-        let Some(End::Failed(failure)) = &runner.end else {
-            return false;
-        };
-        failure.code_name.as_deref() == Some(Finding::MemoryTaken.name())
+    jobs_of(others(ctx, pool), runners)
+}
+
+pub(super) fn jobs_of(
+    others: impl Iterator<Item = Arc<CudaRunner>>,
+    runners: &[Runner],
+) -> Vec<(PoolKey, JobStatus)> {
+    let is_taken = |runner: &&Runner| match &runner.end {
+        Some(End::Failed(failure)) => {
+            failure.code_name.as_deref() == Some(Finding::MemoryTaken.name())
+        }
+        _ => false,
     };
-    let nodes: BTreeSet<_> = runners
-        .iter()
-        .filter(taken)
-        .filter_map(|runner| runner.node.as_ref())
-        .collect();
+    let taken = runners.iter().filter(is_taken);
+    let nodes: BTreeSet<_> = taken.filter_map(|runner| runner.node.as_ref()).collect();
     if nodes.is_empty() {
         return vec![];
     }
-    others(ctx, pool)
-        .flat_map(|other| {
-            let jobs = other.status.iter().flat_map(|status| &status.last_jobs);
-            let there = jobs.filter(|job| job.node.as_ref().is_some_and(|n| nodes.contains(n)));
-            let of_pool = there.map(|job| (key_of(&other), job.clone()));
-            of_pool.collect::<Vec<_>>()
-        })
-        .collect()
+    let is_there = |job: &&JobStatus| job.node.as_ref().is_some_and(|node| nodes.contains(node));
+    let mut found = vec![];
+    for other in others {
+        let jobs = other.status.iter().flat_map(|status| &status.last_jobs);
+        found.extend(
+            jobs.filter(is_there)
+                .map(|job| (key_of(&other), job.clone())),
+        );
+    }
+    found
 }
 
 /// What the other pools have in quarantine.

@@ -8,9 +8,9 @@ use gate_report::{Class, Report};
 use k8s_openapi::api::resource::v1::ResourceClaimSpec;
 use serde_json::{Value, json};
 
-use super::has_failed;
 use super::pod::read;
 use super::runners::is_told;
+use super::{has_failed, others};
 use cuda_runner_plan::model::claim::Retest;
 use cuda_runner_plan::model::node_marks::Quarantined;
 use cuda_runner_plan::model::pool::PoolKey;
@@ -231,6 +231,30 @@ fn gates_that_passed_are_gathered_only_where_something_failed() {
         has_failed(&status, remembered, &[], &[], fixture::NOW),
         "one that has left the status"
     );
+}
+
+#[test]
+fn other_pools_last_jobs_are_gathered_where_a_gate_found_memory_taken_and_nowhere_else() {
+    // Given another pool's last jobs on two nodes
+    let mut other = fixture::resource();
+    other.metadata.name = Some("other".to_owned());
+    let job = |node: &str| json!({"job": "train", "runner": "r", "node": node, "finishedAt": "2026-01-01T00:00:00Z"});
+    let status = json!({"lastJobs": [job("node-1"), job("node-2")]});
+    other.status = Some(serde_json::from_value(status).unwrap());
+    let found = |code_name: &str| -> Vec<_> {
+        let mut runner = ended(1, "Error", "");
+        runner.node = Some("node-1".to_owned());
+        if let Some(End::Failed(failure)) = &mut runner.end {
+            failure.code_name = Some(code_name.to_owned());
+        }
+        let all = others::jobs_of([Arc::new(other.clone())].into_iter(), &[runner]);
+        let names = all.into_iter().map(|(pool, job)| (pool.name, job.node));
+        names.collect()
+    };
+    // Then those on the runner's node are there
+    let there = ("other".to_owned(), Some("node-1".to_owned()));
+    assert_eq!(found("MemoryTaken"), [there]);
+    assert_eq!(found("Hang"), []);
 }
 
 #[test]

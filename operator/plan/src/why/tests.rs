@@ -412,7 +412,7 @@ fn situations() -> Vec<(&'static str, String, &'static str)> {
                     scale_set(seen, None);
                 },
             ),
-            "3 jobs wait for a GPU: those that are there and free for this pool suffice for 1 of 2 runners, and 1 are busy",
+            "3 jobs wait for a GPU: those that are there and free for this pool suffice for 1 of 2 runners (busy: 1)",
         ),
         (
             "every node is quarantined",
@@ -609,7 +609,7 @@ fn a_scale_set_whose_offer_is_full_may_have_jobs_that_nobody_knows_of() {
         unheard(&resource)
     };
     let full = said(&[RunnerPhase::Busy], 0).unwrap();
-    let ends = "A job that comes waits for a GPU: those that are there and free for this pool suffice for 1 of 2 runners, and 1 are busy. Add nodes, or look who else holds GPUs (kubectl describe nodes)";
+    let ends = "A job that comes waits for a GPU: those that are there and free for this pool suffice for 1 of 2 runners (busy: 1). Add nodes, or look who else holds GPUs (kubectl describe nodes)";
     assert!(full.ends_with(ends), "{full}");
     assert!(full.contains("runners, here 1. "), "{full}");
     // Of those that are known the causes tell, and of one with an idle runner all are known
