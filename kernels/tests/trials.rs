@@ -16,7 +16,8 @@ use serde_json::Value;
 /// The program alone in a folder, as it is copied to a machine with a GPU.
 static HARDWARE: LazyLock<PathBuf> = LazyLock::new(|| {
     let built = Command::new(env!("CARGO"))
-        .args(["test", "--quiet", "--test", "hardware", "--no-run"])
+        .args(["test", "--quiet", "--workspace"])
+        .args(["--test", "hardware", "--no-run"])
         .args(["--message-format", "json"])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()
