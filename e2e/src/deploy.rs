@@ -61,11 +61,7 @@ pub async fn with_values<T>(
 ) -> Result<T> {
     upgrade(cluster, changes).await?;
     let outcome = work().await;
-    let back = upgrade(cluster, &[]).await;
-    // The first error says more than what follows from it.
-    let value = outcome?;
-    back?;
-    Ok(value)
+    and_back(outcome, upgrade(cluster, &[]).await)
 }
 
 /// Does something while no operator runs: as `kubectl scale deployment --replicas 0` has it.
@@ -89,11 +85,12 @@ pub async fn without<T>(client: &Client, work: impl AsyncFnOnce() -> Result<T>) 
     }
     .await;
     scale(before).await?;
-    let back = ready(client, READY).await;
-    // The first error says more than what follows from it.
-    let value = outcome?;
-    back?;
-    Ok(value)
+    and_back(outcome, ready(client, READY).await)
+}
+
+/// What came of some work, where all is as before again. Its own error says more than what follows from it.
+fn and_back<T>(outcome: Result<T>, back: Result<()>) -> Result<T> {
+    outcome.and_then(|value| back.map(|()| value))
 }
 
 /// Installs a second operator by this release's name, in a namespace of the same name, and waits until it is ready.

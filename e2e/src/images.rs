@@ -459,6 +459,11 @@ fn hash_tree(root: &Path, folder: &Path, hash: &mut Sha256) -> Result<()> {
     Ok(())
 }
 
+/// By what the parts of images are known.
+fn digest(content: &[u8]) -> String {
+    format!("sha256:{}", hex(Sha256::digest(content).as_slice()))
+}
+
 fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
     bytes.iter().fold(String::new(), |mut text, byte| {

@@ -140,52 +140,55 @@ impl Registry {
     ///
     /// [`images::LARGE`]: crate::images::LARGE
     pub async fn push(&self, image: &str) -> Result<String> {
-        let (registry, name) = (self.clone(), image.to_owned());
-        tokio::task::spawn_blocking(move || {
-            let story = Story::silent();
-            // Held until all is sent: another tree may build others.
-            let images = Images::open(&story)?;
-            let parts = images.parts(&name, &story)?;
-            Session::open(&registry)?.push(&name, TAG, &parts)
-        })
-        .await?
-        .with_context(|| format!("cannot push {image}"))?;
+        let name = image.to_owned();
+        let push = move |images: &Images, session: &mut Session, story: &Story| {
+            session.push(&name, TAG, &images.parts(&name, story)?)
+        };
+        let done = self.send(push).await;
+        done.with_context(|| format!("cannot push {image}"))?;
         Ok(self.image(image))
     }
 
     /// Puts one of our images into it in a list that has it for this architecture alone; gives the name by which nodes pull it.
     pub async fn push_for(&self, arch: &str, image: &str) -> Result<String> {
-        let (registry, name, tag) = (self.clone(), image.to_owned(), arch.to_owned());
-        tokio::task::spawn_blocking(move || {
-            let story = Story::silent();
-            let images = Images::open(&story)?;
-            let parts = images.parts(&name, &story)?;
-            let mut session = Session::open(&registry)?;
+        let (name, tag) = (image.to_owned(), arch.to_owned());
+        let push = move |images: &Images, session: &mut Session, story: &Story| {
+            let parts = images.parts(&name, story)?;
             session.push(&name, TAG, &parts)?;
             session.push(&name, &tag, &parts.listed(&tag)?)
-        })
-        .await?
-        .with_context(|| format!("cannot push {image} for {arch}"))?;
+        };
+        let done = self.send(push).await;
+        done.with_context(|| format!("cannot push {image} for {arch}"))?;
         Ok(format!("{}/{image}:{arch}", self.host))
     }
 
     /// Puts images of ours into it, each under another name, as a release of this version. What they share is sent once.
     pub async fn push_release(&self, images: &[(&str, &str)], version: &str) -> Result<()> {
-        let registry = self.clone();
         let all: Vec<_> = images
             .iter()
             .map(|&(image, name)| (image.to_owned(), name.to_owned()))
             .collect();
         let version = version.to_owned();
-        tokio::task::spawn_blocking(move || {
-            let story = Story::silent();
-            let images = Images::open(&story)?;
-            let mut session = Session::open(&registry)?;
+        self.send(move |images, session, story| {
             all.iter().try_for_each(|(image, name)| {
-                let parts = images.released(image, &version, &story)?;
+                let parts = images.released(image, &version, story)?;
                 let pushed = session.push(name, &version, &parts);
                 pushed.with_context(|| format!("cannot push {image}"))
             })
+        })
+        .await
+    }
+
+    /// Sends it what is ours. Our images are held until all is sent: another tree may build others.
+    async fn send(
+        &self,
+        work: impl FnOnce(&Images, &mut Session, &Story) -> Result<()> + Send + 'static,
+    ) -> Result<()> {
+        let registry = self.clone();
+        tokio::task::spawn_blocking(move || {
+            let story = Story::silent();
+            let images = Images::open(&story)?;
+            work(&images, &mut Session::open(&registry)?, &story)
         })
         .await?
     }

@@ -50,9 +50,7 @@ fn add(list: &mut Value, item: Value) -> Result<()> {
 mod tests {
     use std::path::PathBuf;
 
-    use sha2::{Digest as _, Sha256};
-
-    use super::{super::hex, *};
+    use super::{super::digest, *};
     use crate::process::remove_dir;
 
     #[test]
@@ -91,10 +89,7 @@ mod tests {
         }
         let (digest, config) = file(&manifest["config"]);
         let config = fs::read(config).unwrap();
-        assert_eq!(
-            *digest,
-            format!("sha256:{}", hex(Sha256::digest(&config).as_slice()))
-        );
+        assert_eq!(*digest, self::digest(&config));
         let config: Value = serde_json::from_slice(&config).unwrap();
         assert_eq!(
             config["rootfs"]["diff_ids"],

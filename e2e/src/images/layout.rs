@@ -9,9 +9,8 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
 
-use super::hex;
+use super::digest;
 use crate::process::output;
 
 /// The type of a list of manifests.
@@ -139,13 +138,12 @@ impl Parts {
 
     /// A list of this image alone, for this architecture, whatever it was built for.
     pub fn listed(&self, arch: &str) -> Result<Self> {
-        let digest = hex(Sha256::digest(&self.manifest).as_slice());
         let list = json!({
             "schemaVersion": 2,
             "mediaType": LIST,
             "manifests": [{
                 "mediaType": self.media_type,
-                "digest": format!("sha256:{digest}"),
+                "digest": digest(&self.manifest),
                 "size": self.manifest.len(),
                 "platform": {"os": "linux", "architecture": arch},
             }],
@@ -160,7 +158,7 @@ impl Parts {
     /// The descriptor of a file, which is a blob from now on.
     pub(super) fn blob(&mut self, file: PathBuf, kind: &str) -> Result<Value> {
         let content = fs::read(&file)?;
-        let digest = format!("sha256:{}", hex(Sha256::digest(&content).as_slice()));
+        let digest = digest(&content);
         self.blobs.push((digest.clone(), file));
         Ok(json!({
             "mediaType": format!("application/vnd.oci.image.{kind}"),
