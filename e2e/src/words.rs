@@ -35,10 +35,10 @@ pub(crate) fn check() -> Result<()> {
     let repository = paths::repository();
     let style = fs::read_to_string(repository.join(STYLE))
         .with_context(|| format!("cannot read {STYLE}"))?;
-    let words = words(&style)?;
+    let style = Style::read(&style)?;
     let mut found = vec![];
     for part in PARTS {
-        look(&repository, Path::new(part), &words, &mut found)?;
+        style.look(&repository, Path::new(part), &mut found)?;
     }
     ensure!(
         found.is_empty(),
@@ -54,65 +54,100 @@ struct Word {
     write: String,
 }
 
-/// The table below `| write | not |`.
-fn words(style: &str) -> Result<Vec<Word>> {
-    let rows = style.lines().map(str::trim);
-    let rows = rows.skip_while(|line| *line != "| write | not |").skip(2);
-    let words = rows
-        .map_while(|row| {
-            row.strip_prefix("| ")?
-                .strip_suffix(" |")?
-                .split_once(" | ")
-        })
-        .map(|(write, not)| {
-            Ok(Word {
-                pattern: Regex::new(&format!(r"(?i)\b{}s?\b", regex::escape(not)))?,
-                write: write.to_owned(),
+/// What is looked for, and where not.
+struct Style {
+    words: Vec<Word>,
+    no_prose: Regex,
+    no_prose_in_code: Regex,
+}
+
+impl Style {
+    /// The table below `| write | not |`.
+    fn read(text: &str) -> Result<Self> {
+        let rows = text.lines().map(str::trim);
+        let rows = rows.skip_while(|line| *line != "| write | not |").skip(2);
+        let words = rows
+            .map_while(|row| {
+                row.strip_prefix("| ")?
+                    .strip_suffix(" |")?
+                    .split_once(" | ")
             })
+            .map(|(write, not)| {
+                Ok(Word {
+                    pattern: Regex::new(&format!(r"(?i)\b{}s?\b", regex::escape(not)))?,
+                    write: write.to_owned(),
+                })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        ensure!(!words.is_empty(), "{STYLE} has no table of words");
+        Ok(Self {
+            words,
+            no_prose: Regex::new(NO_PROSE)?,
+            no_prose_in_code: Regex::new(NO_PROSE_IN_CODE)?,
         })
-        .collect::<Result<Vec<_>>>()?;
-    ensure!(!words.is_empty(), "{STYLE} has no table of words");
-    Ok(words)
-}
+    }
 
-/// Looks at this file, or at all documents below this folder.
-fn look(root: &Path, part: &Path, words: &[Word], found: &mut Vec<String>) -> Result<()> {
-    let path = root.join(part);
-    if path.is_dir() && !path.ends_with("tests") {
-        let mut entries = fs::read_dir(&path)?.collect::<Result<Vec<_>, _>>()?;
-        entries.sort_by_key(fs::DirEntry::file_name);
-        for entry in entries {
-            look(root, &part.join(entry.file_name()), words, found)?;
+    /// Looks at this file, or at all documents and programs below this folder.
+    fn look(&self, root: &Path, part: &Path, found: &mut Vec<String>) -> Result<()> {
+        let path = root.join(part);
+        if path.is_dir() && !path.ends_with("tests") {
+            let mut entries = fs::read_dir(&path)?.collect::<Result<Vec<_>, _>>()?;
+            entries.sort_by_key(fs::DirEntry::file_name);
+            for entry in entries {
+                self.look(root, &part.join(entry.file_name()), found)?;
+            }
+            return Ok(());
         }
-        return Ok(());
+        let is = |kind: &str| path.extension().is_some_and(|extension| extension == kind);
+        let is_prose = is("md") || path.ends_with(CRD);
+        let is_program = is("rs") && !path.ends_with("tests.rs");
+        if !is_prose && !is_program {
+            return Ok(());
+        }
+        let read = || -> Result<_> {
+            let text = fs::read_to_string(&path)?;
+            if is_prose {
+                Ok(self.in_prose(&text))
+            } else {
+                self.in_program(&text)
+            }
+        };
+        let all = read().with_context(|| format!("cannot read {}", part.display()))?;
+        found.extend(all.iter().map(|one| format!("{}:{one}", part.display())));
+        Ok(())
     }
-    let is = |kind: &str| path.extension().is_some_and(|extension| extension == kind);
-    let is_prose = is("md") || path.ends_with(CRD);
-    let is_program = is("rs") && !path.ends_with("tests.rs");
-    if !is_prose && !is_program {
-        return Ok(());
-    }
-    let text =
-        fs::read_to_string(&path).with_context(|| format!("cannot read {}", part.display()))?;
-    let all = if is_prose {
-        found_in(&text, words)
-    } else {
-        found_in_program(&text, words)
-    };
-    let all = all.with_context(|| format!("cannot read {}", part.display()))?;
-    found.extend(all.iter().map(|one| format!("{}:{one}", part.display())));
-    Ok(())
-}
 
-/// Each such word of what a program says.
-fn found_in_program(text: &str, words: &[Word]) -> Result<Vec<String>> {
-    let tokens = text.parse().map_err(|error| anyhow!("{error}"))?;
-    let mut said = vec![];
-    sentences(tokens, &mut said);
-    let no_prose = Regex::new(NO_PROSE_IN_CODE)?;
-    let of =
-        |(line, text): &(usize, String)| found_on(*line, &no_prose.replace_all(text, ""), words);
-    Ok(said.iter().flat_map(of).collect())
+    /// Each such word of a document, as "line: *this*, not *that*".
+    fn in_prose(&self, text: &str) -> Vec<String> {
+        // Lines keep their numbers.
+        let emptied = |found: &regex::Captures<'_>| "\n".repeat(found[0].matches('\n').count());
+        let prose = self.no_prose.replace_all(text, emptied);
+        let lines = (1..).zip(prose.lines());
+        lines
+            .flat_map(|(number, line)| self.on(number, line))
+            .collect()
+    }
+
+    /// Each such word of what a program says.
+    fn in_program(&self, text: &str) -> Result<Vec<String>> {
+        let tokens = text.parse().map_err(|error| anyhow!("{error}"))?;
+        let mut said = vec![];
+        sentences(tokens, &mut said);
+        let found = said.iter().flat_map(|(line, text)| {
+            let prose = self.no_prose_in_code.replace_all(text, "");
+            self.on(*line, &prose)
+        });
+        Ok(found.collect())
+    }
+
+    /// Those of one line.
+    fn on(&self, number: usize, line: &str) -> Vec<String> {
+        let found = self.words.iter().filter_map(|Word { pattern, write }| {
+            let not = pattern.find(line)?;
+            Some(format!("{number}: *{write}*, not *{}*", not.as_str()))
+        });
+        found.collect()
+    }
 }
 
 /// What a program says, with its lines: its texts of several words. Not comments, and not what its tests say.
@@ -139,27 +174,6 @@ fn sentences(tokens: TokenStream, found: &mut Vec<(usize, String)>) {
     }
 }
 
-/// Each such word of a text, as "line: *this*, not *that*".
-fn found_in(text: &str, words: &[Word]) -> Result<Vec<String>> {
-    // Lines keep their numbers.
-    let emptied = |found: &regex::Captures<'_>| "\n".repeat(found[0].matches('\n').count());
-    let prose = Regex::new(NO_PROSE)?.replace_all(text, emptied);
-    let mut found = vec![];
-    for (number, line) in (1..).zip(prose.lines()) {
-        found.extend(found_on(number, line, words));
-    }
-    Ok(found)
-}
-
-/// Those of one line.
-fn found_on(number: usize, line: &str, words: &[Word]) -> Vec<String> {
-    let found = words.iter().filter_map(|Word { pattern, write }| {
-        let not = pattern.find(line)?;
-        Some(format!("{number}: *{write}*, not *{}*", not.as_str()))
-    });
-    found.collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -168,11 +182,11 @@ mod tests {
 
     #[test]
     fn a_word_that_has_a_better_one_is_found_in_prose_alone() {
-        let words = words(TABLE).unwrap();
-        assert_eq!(words.len(), 2);
+        let style = Style::read(TABLE).unwrap();
+        assert_eq!(style.words.len(), 2);
         let text = "It was Told.\n```text\ntold\n```\n[what](a-told-b.md) `told` untold\nDefinitions\nA CRD.\n";
         assert_eq!(
-            found_in(text, &words).unwrap(),
+            style.in_prose(text),
             ["1: *reported*, not *Told*", "6: *CRD*, not *Definitions*"]
         );
     }
@@ -182,7 +196,7 @@ mod tests {
         // Given words in comments, in texts that are no sentence, in what is put into one, and in tests
         let text = "//! told so\n/// told so\nfn f() { say(\"it was told\", \"told\"); \n say(\"{told} and `told` me\") }\n\
             #[cfg(test)]\nmod tests { fn g() { say(\"was told\") } }\nconst A: &str = \"a told b\";";
-        let found = found_in_program(text, &words(TABLE).unwrap()).unwrap();
+        let found = Style::read(TABLE).unwrap().in_program(text).unwrap();
         // Then those of the other sentences alone are found
         assert_eq!(
             found,
