@@ -45,12 +45,9 @@ pub(super) fn count(status: &mut CudaRunnerStatus, jobs: &[&JobStatus]) -> Vec<N
 
 /// Whether Kubernetes or the node ended the job's runner under it: on nodes that come and go that is usual, and no device's.
 fn was_taken_away(status: &CudaRunnerStatus, job: &JobStatus) -> bool {
+    const TAKEN: [Reason; 3] = [Reason::Evicted, Reason::NodeLost, Reason::PodRejected];
     let mut ends = status.last_failures.iter();
-    ends.any(|end| {
-        let reason = Stored::parse(&end.reason);
-        let is_taken = [Reason::Evicted, Reason::NodeLost, Reason::PodRejected];
-        end.runner == job.runner && is_taken.iter().any(|taken| reason == *taken)
-    })
+    ends.any(|end| end.runner == job.runner && Stored::parse(&end.reason).is_one_of(&TAKEN))
 }
 
 /// Whether a job's conclusion, in GitHub's word, is a failure, and so may be its device's.

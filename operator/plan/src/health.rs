@@ -375,7 +375,7 @@ fn warming(runner: &Runner, failure: Failure, observed: &Observed, now: Timestam
 /// Who may have left a process on a GPU whose memory is taken: the gate sees nothing of what ran there before. Of another
 /// pool's job no more is said than whose it was: its namespace may be another team's.
 fn left_behind(pool: &Pool, runner: &Runner, mut failure: Failure, observed: &Observed) -> Failure {
-    if failure.code_name.as_deref() != Some(Finding::MemoryTaken.name()) {
+    if !failure.is(Finding::MemoryTaken) {
         return failure;
     }
     let device = failure.device.as_ref();
@@ -394,16 +394,15 @@ fn left_behind(pool: &Pool, runner: &Runner, mut failure: Failure, observed: &Ob
     let Some((whose, job)) = last else {
         return failure;
     };
-    let which = match (whose, &job.url) {
-        (Some(pool), _) => format!("The last job there was the pool {pool}'s"),
-        (None, None) => format!(
-            "The pool's last job there was {} on {}",
+    let which = if let Some(pool) = whose {
+        format!("The last job there was the pool {pool}'s")
+    } else {
+        let url = job.url.as_ref();
+        let of = url.map_or_else(String::new, |url| format!(" ({url})"));
+        format!(
+            "The pool's last job there was {}{of} on {}",
             job.job, job.runner
-        ),
-        (None, Some(url)) => format!(
-            "The pool's last job there was {} ({url}) on {}",
-            job.job, job.runner
-        ),
+        )
     };
     let ended = job.finished_at.0.strftime("%H:%M:%SZ");
     // A string takes everything.

@@ -47,16 +47,12 @@ pub(super) fn jobs(ctx: &Context, pool: &Pool, runners: &[Runner]) -> Vec<(PoolK
     jobs_of(others(ctx, pool), runners)
 }
 
+/// Those of these pools.
 pub(super) fn jobs_of(
     others: impl Iterator<Item = Arc<CudaRunner>>,
     runners: &[Runner],
 ) -> Vec<(PoolKey, JobStatus)> {
-    let is_taken = |runner: &&Runner| match &runner.end {
-        Some(End::Failed(failure)) => {
-            failure.code_name.as_deref() == Some(Finding::MemoryTaken.name())
-        }
-        _ => false,
-    };
+    let is_taken = |runner: &&Runner| matches!(&runner.end, Some(End::Failed(failure)) if failure.is(Finding::MemoryTaken));
     let taken = runners.iter().filter(is_taken);
     let nodes: BTreeSet<_> = taken.filter_map(|runner| runner.node.as_ref()).collect();
     if nodes.is_empty() {

@@ -8,7 +8,7 @@ use cudarunner_crds::RunnerPhase;
 pub use gate_report::contract::{GPU, MAIN, PREPARE, RUNNER};
 use gate_report::usage::GpuUsage;
 use gate_report::wire::ContainerState;
-use gate_report::{Class, clean};
+use gate_report::{Class, Finding, clean};
 use jiff::Timestamp;
 use serde::Deserialize;
 
@@ -368,6 +368,12 @@ impl Failure {
             shared: false,
             refused: None,
         }
+    }
+
+    /// Whether the gate found this.
+    #[must_use]
+    pub fn is(&self, finding: Finding) -> bool {
+        self.code_name.as_deref() == Some(finding.name())
     }
 
     /// The end of a pod that somebody deleted by force: nobody saw its containers end.
