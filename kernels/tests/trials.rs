@@ -1,4 +1,5 @@
-//! `hardware` on a machine whose driver is simulated: the trials run, from one file.
+//! `hardware`, from one file. On a machine whose driver is simulated the trials run; where there is no GPU it says so, and
+//! nothing counts as tried.
 
 #![allow(clippy::unwrap_used, reason = "a test, with its helpers")]
 
@@ -60,6 +61,27 @@ fn trial(name: &str, programs: &Path) -> String {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{name}: {text}");
     text
+}
+
+#[test]
+fn without_a_gpu_no_trial_is_made_and_none_passes() {
+    // Given a machine without device files of a GPU
+    let dev = folder("no-gpu");
+    // When
+    let output = Command::new(&*HARDWARE)
+        .env("CUDA_SMOKE_DEV_DIR", &dev)
+        .output()
+        .unwrap();
+    // Then
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{output:?}");
+    assert!(text.contains("ignored: no GPU. Nothing was tested and nothing is proven."));
+    let trials = text.lines().filter(|line| line.starts_with("test ["));
+    let (ignored, others): (Vec<_>, Vec<_>) = trials.partition(|line| line.ends_with(" ignored"));
+    assert!(!ignored.is_empty() && others.is_empty(), "{text}");
+    let all = format!("0 passed; 0 failed; {} ignored", ignored.len());
+    assert!(text.contains(&all), "{text}");
+    assert!(!text.contains("For docs/hardware.md"), "{text}");
 }
 
 #[test]
