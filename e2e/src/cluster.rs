@@ -336,21 +336,26 @@ impl Cluster {
     /// Kills the kubelet of the first node and starts it anew, as an upgrade does; waits until the device plugin has found
     /// it. Containers run on.
     pub async fn restart_kubelet(&self) -> Result<()> {
-        self.restart_kubelet_alone().await?;
+        self.kill_kubelet().await?;
+        self.start_kubelet()?;
         self.let_plugin_back().await
     }
 
-    /// Kills the kubelet of the first node and starts it anew. The device plugin does not come back to it yet.
-    pub async fn restart_kubelet_alone(&self) -> Result<()> {
-        let link = self.link.as_ref().context("there is no real node")?;
+    /// Kills the kubelet of the first node. The device plugin will not come back to the next one yet. Containers run on.
+    pub async fn kill_kubelet(&self) -> Result<()> {
         let machine = Machine::first(&self.dir);
         fs::write(machine.devices().join(state::HELD), "")?;
         machine.supervisor.signal("kubelet", Signal::KILL)?;
         wait_for("the kubelet to end", PATIENCE, async || {
             Ok(machine.supervisor.check("kubelet").is_err().then_some(()))
         })
-        .await?;
-        machine.start(&self.tools, link.node)
+        .await
+    }
+
+    /// Starts the kubelet of the first node, whose device plugin is held back.
+    pub fn start_kubelet(&self) -> Result<()> {
+        let link = self.link.as_ref().context("there is no real node")?;
+        Machine::first(&self.dir).start(&self.tools, link.node)
     }
 
     /// The device plugin comes back to a kubelet that was restarted; waits until the node offers its GPUs.

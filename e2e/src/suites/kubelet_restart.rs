@@ -80,10 +80,12 @@ async fn before_a_late_device_plugin(ctx: &Ctx) -> Result<()> {
     let job = ctx.hold("last").await?;
     ctx.picked_up(job).await?;
 
-    // When the kubelet is restarted, its device plugin is not there, and the job ends
-    ctx.cluster.restart_kubelet_alone().await?;
+    // When the job ends while there is no kubelet, and the next kubelet finds no device plugin: it refuses the pod whose
+    // container has ended
+    ctx.cluster.kill_kubelet().await?;
     ctx.github.release(job).await?;
     ctx.succeeded(job).await?;
+    ctx.cluster.start_kubelet()?;
 
     // Then the next runner waits for GPUs, however many the kubelet refuses before Kubernetes knows that there are none
     ctx.condition("bereft", "RunnersOnline", "False", "Unschedulable")

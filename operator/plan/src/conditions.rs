@@ -3,7 +3,7 @@
 //! A condition keeps its transition time while its status stays, and no message holds what changes by itself:
 //! GitOps tools would see drift.
 
-use cudarunner_crds::RunnerPhase;
+use cudarunner_crds::{FailureStatus, RunnerPhase};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
@@ -422,7 +422,15 @@ fn trouble(
     {
         return Some(((*reason).into(), message.clone()));
     }
-    if let Some(failure) = health.current().filter(|f| !health.is_behind(f)) {
+    let unscheduled = unscheduled(spec, observed, health, now, plan);
+    // Where the attempt after a failure waits for a node, that is what keeps the pool now, unless a person has to mend the
+    // failure first.
+    let is_past = |failure: &FailureStatus| {
+        let waits = |(runner, ..): &(&Runner, Reason, String)| runner.created > failure.at.0;
+        !health::needs_a_person(&failure.class) && unscheduled.as_ref().is_some_and(waits)
+    };
+    let failure = health.current().filter(|f| !health.is_behind(f));
+    if let Some(failure) = failure.filter(|f| !is_past(f)) {
         return Some((Stored::parse(&failure.reason), failure.message.clone()));
     }
     if let Some(message) = &observed.pod_refused {
@@ -433,7 +441,7 @@ fn trouble(
         Some(held_up(spec, runner, waiting))
     });
     let (reason, message) = waiting
-        .or_else(|| unscheduled(spec, observed, health, now, plan))
+        .or_else(|| unscheduled.map(|(_, reason, message)| (reason, message)))
         .or_else(|| not_its_turn(observed, plan))
         .or_else(|| slow(observed, now, plan))?;
     Some((reason.into(), message))
@@ -489,14 +497,14 @@ fn held_up(spec: &Spec, runner: &Runner, waiting: &Waiting) -> (Reason, String) 
     }
 }
 
-/// Pods that no node takes.
-fn unscheduled(
+/// Pods that no node takes, and which of them waits longest.
+fn unscheduled<'a>(
     spec: &Spec,
-    observed: &Observed,
+    observed: &'a Observed,
     health: &Health,
     now: Timestamp,
     plan: &mut Plan,
-) -> Option<(Reason, String)> {
+) -> Option<(&'a Runner, Reason, String)> {
     let runners = observed.runners.iter();
     let unscheduled = runners.filter(|r| r.phase == RunnerPhase::Unscheduled);
     // Of one that no scheduler looks at nothing is known but that.
@@ -506,7 +514,7 @@ fn unscheduled(
         return None;
     }
     if first.is_gated() {
-        return Some((Reason::SchedulingGated, gated(first)));
+        return Some((first, Reason::SchedulingGated, gated(first)));
     }
     let mut message = unschedulable(spec, observed, health);
     message.push_str(&device_taints::said_by_drivers(observed));
@@ -521,7 +529,7 @@ fn unscheduled(
             said.trim_end_matches('.')
         );
     }
-    Some((Reason::Unschedulable, message))
+    Some((first, Reason::Unschedulable, message))
 }
 
 /// A pod that a scheduling gate holds.

@@ -122,7 +122,7 @@ impl Health {
 }
 
 /// Whether a class of failure goes away only when somebody changes something.
-fn needs_a_person(class: &FailureClass) -> bool {
+pub(crate) fn needs_a_person(class: &FailureClass) -> bool {
     class.is_one_of(&[Class::Config, Class::Unsupported, Class::Refused])
 }
 

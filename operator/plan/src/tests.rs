@@ -385,6 +385,43 @@ fn a_pool_without_gpu_nodes_says_so_and_waits() {
 }
 
 #[test]
+fn a_failure_before_the_pod_that_waits_for_a_node_is_past() {
+    let before = NOW.duration_since(ago(60));
+    let waits_since = SignedDuration::from_secs(30);
+    let table = [
+        // class, failed so long ago, what the pool says
+        (Class::Transient, before, "Unschedulable"),
+        (Class::Node, before, "Unschedulable"),
+        // A person has to mend that first.
+        (Class::Config, before, "GateFailed"),
+        // Of a runner that was made beside the one that waits.
+        (Class::Transient, SignedDuration::ZERO, "GateFailed"),
+    ];
+    for (class, ago, expected) in table {
+        let mut pool = pool(2);
+        let mut failed = runner(&pool, "pool-aaaaa", RunnerPhase::Failed);
+        let at = NOW - ago;
+        let mut failure = gate_failure(class);
+        failure.at = at;
+        failed.end = Some(End::Failed(failure));
+        failed.created = at;
+        pool.status = super::plan(&pool, &observed(vec![failed]), at).status;
+
+        let mut waiting = runner(&pool, "pool-bbbbb", RunnerPhase::Unscheduled);
+        waiting.created = NOW - waits_since;
+        waiting.since = waiting.created;
+        let mut observed = observed(vec![waiting]);
+        observed.nodes = Some(vec![]);
+        let plan = super::plan(&pool, &observed, NOW);
+        assert_eq!(
+            condition(&plan, kind::RUNNERS_ONLINE).1,
+            expected,
+            "{class:?}, {ago:?} ago"
+        );
+    }
+}
+
+#[test]
 fn replacing_the_only_runner_after_its_job_is_no_trouble() {
     let mut pool = pool(1);
     let idle = observed(vec![runner(&pool, "pool-aaaaa", RunnerPhase::Idle)]);
