@@ -213,11 +213,14 @@ impl DevicePlugin {
                             .ok_or_else(|| Status::not_found(format!("no device {id}")))
                     })
                     .collect::<Result<_, _>>()?;
+                let visible = ("NVIDIA_VISIBLE_DEVICES", container.devices_ids.join(","));
+                // Where NVIDIA's plugin has the pipe of its MPS daemon in a container.
+                let mps = devices.iter().any(|device| device.mps);
+                let mps =
+                    mps.then(|| ("CUDA_MPS_PIPE_DIRECTORY", "/mps/nvidia.com/gpu/pipe".into()));
+                let envs = [Some(visible), mps].into_iter().flatten();
                 Ok(ContainerAllocateResponse {
-                    envs: HashMap::from([(
-                        "NVIDIA_VISIBLE_DEVICES".to_owned(),
-                        container.devices_ids.join(","),
-                    )]),
+                    envs: envs.map(|(name, value)| (name.to_owned(), value)).collect(),
                     mounts: self.mounts(&devices)?,
                 })
             })

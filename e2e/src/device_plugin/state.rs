@@ -37,6 +37,9 @@ pub struct Device {
     /// It has fallen off the bus, and the plugin has not noticed: it answers every request for any device with an error.
     #[serde(default)]
     pub lost: bool,
+    /// Whether the plugin shares it by MPS: a container hears of it by a variable.
+    #[serde(default)]
+    pub mps: bool,
     /// An error of it that its DRA driver has seen in the kernel's log, by NVIDIA's number.
     #[serde(default)]
     pub xid: Option<u32>,
@@ -54,6 +57,7 @@ impl Device {
             store_faults: Vec::new(),
             cuda_version: None,
             lost: false,
+            mps: false,
             xid: None,
         }
     }

@@ -1,8 +1,10 @@
-//! GPUs that several pods share, as the node's labels say: a busy one is nobody's fault, however long it is busy.
+//! GPUs that several pods share: a busy one is nobody's fault, however long it is busy; and of two slices a program sees
+//! one, which is nobody's fault either.
 
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use cudarunner_crds::FailureStatus;
 use k8s_openapi::api::core::v1::Node;
 use kube::{
     Api,
@@ -24,7 +26,9 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
         busy(ctx).await
     }
     .await;
-    outcome.and(label(ctx, Value::Null, Value::Null).await)
+    outcome.and(label(ctx, Value::Null, Value::Null).await)?;
+    hangs(ctx).await?;
+    two_slices(ctx).await
 }
 
 /// What feature discovery says of a node whose device plugin shares its GPUs.
@@ -77,4 +81,63 @@ async fn busy(ctx: &Ctx) -> Result<()> {
         "{report:#}"
     );
     ctx.delete("shares").await
+}
+
+async fn hangs(ctx: &Ctx) -> Result<()> {
+    // Given GPUs that are shared by MPS, of which no label tells, and that do not answer
+    ctx.devices(|device| {
+        device.mps = true;
+        let fault = json!({"call": "cuStreamSynchronize", "hang": true});
+        device.faults.push(fault);
+    })?;
+    // When a gate has waited for it
+    ctx.apply(&ctx.pool("waits", json!({"smoke": {"timeoutSeconds": 5}})))
+        .await?;
+    let failure = first_failure(ctx, "waits").await?;
+    // Then whoever has the other shares may have been in its way
+    ensure!(
+        failure.class.as_str() == "transient"
+            && failure.code_name.as_deref() == Some("Hang")
+            && failure.shared,
+        "{failure:?}"
+    );
+    let status = ctx.status("waits").await?;
+    ensure!(status.quarantine.is_empty(), "{:?}", status.quarantine);
+    ctx.devices(|_| {})?;
+    ctx.delete("waits").await
+}
+
+async fn two_slices(ctx: &Ctx) -> Result<()> {
+    // Given slices of one GPU, of which CUDA shows a program one
+    ctx.devices(|device| {
+        let slice = [("profile", json!("mig-1g")), ("minor", json!(0))];
+        let slice = slice.map(|(key, value)| (key.to_owned(), value));
+        device.properties.extend(slice);
+    })?;
+    // When a pool asks for two of them
+    ctx.apply(&ctx.pool("two", json!({"gpu": {"count": 2}})))
+        .await?;
+    let failure = first_failure(ctx, "two").await?;
+    // Then it is for the pool's author to change that, and the node is well
+    ensure!(
+        failure.class.as_str() == "config" && failure.code_name.as_deref() == Some("SliceHidden"),
+        "{failure:?}"
+    );
+    ctx.condition("two", "Stalled", "True", "GateFailed")
+        .await?;
+    let status = ctx.status("two").await?;
+    ensure!(status.quarantine.is_empty(), "{:?}", status.quarantine);
+    ctx.delete("two").await?;
+    // And one slice is a GPU like any other
+    ctx.apply(&ctx.pool("one", json!({}))).await?;
+    ctx.idle("one", 1).await?;
+    ctx.delete("one").await?;
+    ctx.devices(|_| {})
+}
+
+async fn first_failure(ctx: &Ctx, pool: &str) -> Result<FailureStatus> {
+    ctx.wait_for("a gate that fails", LIMIT, async || {
+        Ok(ctx.status(pool).await?.last_failures.pop())
+    })
+    .await
 }
