@@ -16,7 +16,7 @@ use cudarunner_crds::{CudaRunnerStatus, FailureStatus, RunnerPhase};
 use jiff::{SignedDuration, Timestamp};
 
 use crate::clock::Clock;
-use crate::github::{Held, HeldLabels, QueuedJobs};
+use crate::github::{Held, HeldLabels, RepositoryJobs};
 use crate::per_pool::PerPool;
 use cuda_runner_plan::model::checks::CheckFacts;
 use cuda_runner_plan::model::claim::ClaimTemplate;
@@ -26,7 +26,7 @@ use cuda_runner_plan::model::jobs::JobFacts;
 use cuda_runner_plan::model::left::Left;
 use cuda_runner_plan::model::pool::Pool;
 use cuda_runner_plan::model::rerun::RerunFacts;
-use cuda_runner_plan::model::runner::{Runner, Told};
+use cuda_runner_plan::model::runner::{Job, Runner, Told};
 use cuda_runner_plan::model::scale_set::{Known, Trouble};
 use cuda_runner_plan::model::time::Shift as _;
 use cuda_runner_plan::model::verification::VerificationFacts;
@@ -222,7 +222,9 @@ pub struct GitHubMemory {
     /// The queue, as last read.
     pub queue: Option<Arc<Queue>>,
     /// What it holds of answers, with its place in their room.
-    pub queue_held: Option<(Option<QueuedJobs>, HeldLabels)>,
+    pub queue_held: Option<(Option<RepositoryJobs>, HeldLabels)>,
+    /// The jobs that the pool's runners were seen with in the repository's list of those that run, by runner.
+    pub given: BTreeMap<String, Job>,
     /// How jobs ended, as last read.
     pub jobs: JobFacts,
     /// The scale set.

@@ -46,7 +46,7 @@ pub(super) async fn with_claimed_node(
     templates
         .create(&new, &serde_json::from_value(template())?)
         .await?;
-    let outcome = with_node_that_offers(ctx, Offer::Claims, async |machine| {
+    let outcome = with_node_that_offers(ctx, 2, Offer::Claims, async |machine| {
         // Not those of the first node.
         for number in 0..2 {
             state::write(&machine.devices(), number, &Device::healthy(number, 2))?;

@@ -1,24 +1,33 @@
-//! A machine dies under the jobs of two pools. GitHub has named the job of the one, by its scale set: it is run again on
-//! another node, once. The other's only its pod names, when the machine is back: then it is run again, too.
+//! A machine dies under the jobs of three pools. GitHub has named the job of the one, by its scale set, and that of another,
+//! by the list of jobs that run: they are run again on another node, once. The third's only its pod names, when the machine is
+//! back: then it is run again, too.
 
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use cudarunner_crds::{RerunCause, RerunState, RerunStatus};
-use github_simulator::{control::JobView, state::Conclusion};
+use github_simulator::{
+    control::JobView,
+    state::{Conclusion, Seen},
+};
 use serde_json::{Value, json};
 
 use super::{
     Ctx, SOON,
     rerun::{entry, is_rerun, last_attempt},
     runner_ends::failed,
-    second_node::with_second_node,
+    second_node::with_node_that_offers,
 };
-use crate::{cluster::Cluster, node};
+use crate::{
+    cluster::{Cluster, Offer},
+    node,
+};
 
-/// The pool with a scale set, and the one whose runners register themselves.
+/// The pool with a scale set; one that has read which jobs run; and one that has not since its job began.
 const NAMED: &str = "named";
+const LISTED: &str = "listed";
 const PLAIN: &str = "plain";
+const POOLS: [&str; 3] = [NAMED, LISTED, PLAIN];
 /// Kubernetes gives a silent node two minutes here, and taints one node in ten seconds.
 const MISSED: Duration = Duration::from_mins(5);
 /// How long a pod tolerates a node that does not answer, and how long it may take to end.
@@ -32,15 +41,18 @@ while :; do sleep 0.1; done
 "#;
 
 pub(super) async fn run(ctx: &Ctx) -> Result<()> {
-    let outcome = with_second_node(ctx, async |_| {
+    let outcome = with_node_that_offers(ctx, POOLS.len(), Offer::Resource, async |_| {
         let mark = ctx.last_call().await?;
-        let [named, plain] = jobs_on_the_second_node(ctx).await?;
-        the_machine_dies(ctx, &named, &plain).await?;
-        the_named_one_is_run_again(ctx, mark, &named).await?;
-        the_machine_is_back(ctx, &named, &plain).await?;
-        each_is_run_again_once(ctx, mark, [&named, &plain]).await?;
-        ctx.delete(NAMED).await?;
-        ctx.delete(PLAIN).await
+        let jobs = jobs_on_the_second_node(ctx).await?;
+        the_machine_dies(ctx, &jobs).await?;
+        let [named, listed, _] = &jobs;
+        the_known_ones_are_run_again(ctx, mark, [(NAMED, named), (LISTED, listed)]).await?;
+        the_machine_is_back(ctx, &jobs).await?;
+        each_is_run_again_once(ctx, mark, &jobs).await?;
+        for pool in POOLS {
+            ctx.delete(pool).await?;
+        }
+        Ok(())
     })
     .await;
     // Whatever came of it, the next suite finds a node
@@ -66,12 +78,14 @@ fn pool(ctx: &Ctx, name: &str, size: Value) -> Value {
     pool
 }
 
-async fn jobs_on_the_second_node(ctx: &Ctx) -> Result<[JobView; 2]> {
+async fn jobs_on_the_second_node(ctx: &Ctx) -> Result<[JobView; 3]> {
     // Given that only the second node takes pods, and a job for each pool
     Cluster::cordon(&ctx.client, node::NAME, true).await?;
     let scaling = json!({"scaling": {"maxRunners": 1}});
     ctx.apply(&pool(ctx, NAMED, scaling)).await?;
-    ctx.apply(&pool(ctx, PLAIN, json!({"replicas": 1}))).await?;
+    for name in [LISTED, PLAIN] {
+        ctx.apply(&pool(ctx, name, json!({"replicas": 1}))).await?;
+    }
     let begun = async |name: &str| {
         let labels = ["self-hosted", name];
         let job = ctx.queue_for(name, &labels, JOB, false).await?;
@@ -91,15 +105,25 @@ async fn jobs_on_the_second_node(ctx: &Ctx) -> Result<[JobView; 2]> {
         .await?;
         anyhow::Ok(view)
     };
-    let both = [begun(NAMED).await?, begun(PLAIN).await?];
+    let (named, listed) = (begun(NAMED).await?, begun(LISTED).await?);
+    // ... while one of them looks at GitHub's list
+    let mark = ctx.last_call().await?;
+    ctx.look_again(LISTED, "1").await?;
+    ctx.wait_for("the list of jobs to be read", SOON, async || {
+        let asked = ctx.own_calls(mark).await?;
+        let of_jobs = |call: &Seen| call.path.contains(&format!("/runs/{}/jobs", listed.run));
+        Ok(asked.iter().any(of_jobs).then_some(()))
+    })
+    .await?;
+    let plain = begun(PLAIN).await?;
     Cluster::cordon(&ctx.client, node::NAME, false).await?;
-    Ok(both)
+    Ok([named, listed, plain])
 }
 
 /// Its processes are gone, and what they had in memory. GitHub notices first.
-async fn the_machine_dies(ctx: &Ctx, named: &JobView, plain: &JobView) -> Result<()> {
+async fn the_machine_dies(ctx: &Ctx, jobs: &[JobView; 3]) -> Result<()> {
     ctx.cluster.lose_second_node()?;
-    for job in [named, plain] {
+    for job in jobs {
         let view = ctx.ended(job.id).await?;
         let log = ctx.github.job_log(job.id).await?;
         ensure!(
@@ -108,12 +132,12 @@ async fn the_machine_dies(ctx: &Ctx, named: &JobView, plain: &JobView) -> Result
         );
     }
     // That alone proves nothing: an agent that a job kills looks like that, too
-    for pool in [NAMED, PLAIN] {
+    for pool in POOLS {
         let reruns = ctx.status(pool).await?.reruns;
         ensure!(reruns.is_empty(), "{reruns:#?}");
     }
-    // Then Kubernetes misses the node, and that is said of both runners
-    for (pool, job) in [(NAMED, named), (PLAIN, plain)] {
+    // Then Kubernetes misses the node, and that is said of all runners
+    for (pool, job) in POOLS.into_iter().zip(jobs) {
         let failure = failed(ctx, pool, "NodeLost", MISSED).await?;
         ensure!(
             Some(&failure.runner) == job.runner.as_ref()
@@ -130,20 +154,26 @@ async fn the_machine_dies(ctx: &Ctx, named: &JobView, plain: &JobView) -> Result
             "{entry:#?}"
         );
     }
-    // ... and nobody has named the other's job
+    // ... and nobody has named the third one's job
     let reruns = ctx.status(PLAIN).await?.reruns;
     ensure!(reruns.is_empty(), "{reruns:#?}");
     Ok(())
 }
 
-async fn the_named_one_is_run_again(ctx: &Ctx, mark: u64, job: &JobView) -> Result<()> {
-    let runner = job.runner.as_deref().unwrap_or_default();
-    let entry = entry(ctx, NAMED, runner, RerunState::Started).await?;
-    is_by_the_node(&entry, job)?;
-    ensure!(entry.code_name.as_deref() == Some("NodeLost"), "{entry:#?}");
-    // ... and is green on the other node, while the first one is still silent
-    green_elsewhere(ctx, NAMED, job).await?;
-    asked_for(ctx, mark, &[job]).await
+async fn the_known_ones_are_run_again(
+    ctx: &Ctx,
+    mark: u64,
+    known: [(&str, &JobView); 2],
+) -> Result<()> {
+    for (pool, job) in known {
+        let runner = job.runner.as_deref().unwrap_or_default();
+        let entry = entry(ctx, pool, runner, RerunState::Started).await?;
+        is_by_the_node(&entry, job)?;
+        ensure!(entry.code_name.as_deref() == Some("NodeLost"), "{entry:#?}");
+        // ... and is green on the other node, while the first one is still silent
+        green_elsewhere(ctx, pool, job).await?;
+    }
+    asked_for(ctx, mark, &known.map(|(_, job)| job)).await
 }
 
 fn is_by_the_node(entry: &RerunStatus, job: &JobView) -> Result<()> {
@@ -182,30 +212,32 @@ async fn green_elsewhere(ctx: &Ctx, pool: &str, job: &JobView) -> Result<()> {
 async fn asked_for(ctx: &Ctx, mark: u64, jobs: &[&JobView]) -> Result<()> {
     let mut asked = ctx.own_calls(mark).await?;
     asked.retain(is_rerun);
-    let own = jobs
-        .iter()
-        .map(|job| format!("/actions/jobs/{}/rerun", job.id));
+    let is_asked = |job: &&JobView| {
+        let own = format!("/actions/jobs/{}/rerun", job.id);
+        asked.iter().filter(|one| one.path.ends_with(&own)).count() == 1
+    };
     ensure!(
-        asked.len() == jobs.len() && own.zip(&asked).all(|(own, one)| one.path.ends_with(&own)),
+        asked.len() == jobs.len() && jobs.iter().all(is_asked),
         "{asked:#?}"
     );
     Ok(())
 }
 
-async fn the_machine_is_back(ctx: &Ctx, named: &JobView, plain: &JobView) -> Result<()> {
+async fn the_machine_is_back(ctx: &Ctx, jobs: &[JobView; 3]) -> Result<()> {
     // When it is switched on again, with what is on its disk
     ctx.cluster.bring_second_node_back().await?;
     // Then the pods are gone that it had
-    for job in [named, plain] {
+    for job in jobs {
         ctx.gone(job.runner.as_deref().unwrap_or_default()).await?;
     }
-    // ... what one of them said of its job before is believed as if it had been said in time
+    // ... what the third one said of its job before is believed as if it had been said in time
+    let [.., plain] = jobs;
     let runner = plain.runner.as_deref().unwrap_or_default();
     let entry = entry(ctx, PLAIN, runner, RerunState::Started).await?;
     is_by_the_node(&entry, plain)?;
     green_elsewhere(ctx, PLAIN, plain).await?;
     // ... and the node is kept off no longer
-    for pool in [NAMED, PLAIN] {
+    for pool in POOLS {
         ctx.wait_for("the quarantine to end", SOON, async || {
             let status = ctx.status(pool).await?;
             Ok(status.quarantine.is_empty().then_some(()))
@@ -234,9 +266,9 @@ async fn takes_jobs(ctx: &Ctx) -> Result<()> {
 }
 
 /// Each attempt was given to one runner, and no pod is left.
-async fn each_is_run_again_once(ctx: &Ctx, mark: u64, both: [&JobView; 2]) -> Result<()> {
-    asked_for(ctx, mark, &both).await?;
-    for (pool, job) in [NAMED, PLAIN].into_iter().zip(both) {
+async fn each_is_run_again_once(ctx: &Ctx, mark: u64, jobs: &[JobView; 3]) -> Result<()> {
+    asked_for(ctx, mark, &jobs.each_ref()).await?;
+    for (pool, job) in POOLS.into_iter().zip(jobs) {
         let last = last_attempt(ctx, job.id).await?;
         ensure!(
             last.attempt == 2 && last.assignments == 1 && job.assignments == 1,
@@ -248,9 +280,11 @@ async fn each_is_run_again_once(ctx: &Ctx, mark: u64, both: [&JobView; 2]) -> Re
         let mut blamed = status.last_failures.iter().filter(|f| f.device.is_some());
         ensure!(blamed.next().is_none(), "{:#?}", status.last_failures);
     }
-    ctx.idle(PLAIN, 1).await?;
-    ctx.wait_for("the one idle runner's pod alone", SOON, async || {
-        Ok((ctx.pods().await?.len() == 1).then_some(()))
+    for pool in [LISTED, PLAIN] {
+        ctx.idle(pool, 1).await?;
+    }
+    ctx.wait_for("the two idle runners' pods alone", SOON, async || {
+        Ok((ctx.pods().await?.len() == 2).then_some(()))
     })
     .await
 }

@@ -38,17 +38,18 @@ pub(super) async fn with_second_node(
     ctx: &Ctx,
     work: impl AsyncFnOnce(Machine) -> Result<()>,
 ) -> Result<()> {
-    with_node_that_offers(ctx, Offer::Resource, work).await
+    with_node_that_offers(ctx, 2, Offer::Resource, work).await
 }
 
-/// The same with a node that offers its two devices in this way.
+/// The same with a node that offers so many devices in this way.
 pub(super) async fn with_node_that_offers(
     ctx: &Ctx,
+    devices: usize,
     offer: Offer,
     work: impl AsyncFnOnce(Machine) -> Result<()>,
 ) -> Result<()> {
     let outcome = async {
-        let machine = ctx.cluster.add_second_node(2, offer).await?;
+        let machine = ctx.cluster.add_second_node(devices, offer).await?;
         work(machine).await
     }
     .await;

@@ -7,10 +7,11 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 
+use super::given;
 use crate::context::Context;
 use crate::github::{
     Agent, CaBundle, Client, Credentials, Error, GitHubUrl, HeldLabels, ProxyUser, ProxyWay,
-    QueuedJobs,
+    RepositoryJobs,
 };
 use crate::memory::GitHubMemory;
 use crate::watch::objects::Lookup;
@@ -63,6 +64,7 @@ pub async fn look(ctx: &Context, pool: &Pool, now: Timestamp) -> Option<Arc<Clie
         }
     };
     ctx.clients.last.uses(pool, &found.client);
+    let leaving = given::leaving(ctx, pool);
     let (due, queue_due, max_age) = ctx.memory.with(pool, |memory| {
         let github = &mut memory.github;
         if github.identity != found.identity {
@@ -71,11 +73,11 @@ pub async fn look(ctx: &Context, pool: &Pool, now: Timestamp) -> Option<Arc<Clie
                 ..GitHubMemory::default()
             };
         }
-        let heard = &memory.webhook;
+        let (heard, refresh) = (&memory.webhook, memory.refresh);
         (
-            is_due(github, memory.refresh, now),
-            is_queue_due(github, pool, heard, now),
-            max_age(github, pool, memory.refresh, heard, now),
+            is_due(github, refresh, now),
+            is_queue_due(github, pool, heard, &leaving, now),
+            max_age(github, pool, refresh, heard, now),
         )
     });
     if due || queue_due {
@@ -84,26 +86,24 @@ pub async fn look(ctx: &Context, pool: &Pool, now: Timestamp) -> Option<Arc<Clie
             .with(pool, |memory| memory.github.access == Access::Unchecked);
         let names = names(ctx, pool);
         let answer = ask(&found.client, spec, &names, first, max_age).await;
-        let agents = match (&answer, scale_set_of(ctx, pool)) {
-            (Ok(_), Some(set)) => Some(found.client.agents_of(set, max_age).await),
-            _ => None,
+        let agents = match scale_set_of(ctx, pool).filter(|_| answer.is_ok()) {
+            Some(set) => Some(found.client.agents_of(set, max_age).await),
+            None => None,
         };
-        let queue = match &answer {
-            Ok(listing) if queue_due => {
-                Some(read_queue(&found.client, pool, spec, listing, max_age).await)
-            }
-            _ => None,
+        let queue = match answer.as_ref().ok().filter(|_| queue_due) {
+            Some(list) => Some(read_queue(&found.client, pool, spec, list, max_age).await),
+            None => None,
         };
         if answer.is_ok() {
-            let (url, client) = (spec.url.to_string(), Arc::clone(&found.client));
-            ctx.clients.last.worked(pool, url, client);
+            let client = Arc::clone(&found.client);
+            ctx.clients.last.worked(pool, spec.url.to_string(), client);
         }
         let pods = pods_of(ctx, pool);
         ctx.memory.with(pool, |memory| {
             memory.refresh = false;
             take_in(&mut memory.github, pool, answer, agents, now);
             find_place(&mut memory.github, &found.client, &pods);
-            keep_queue(&mut memory.github, queue);
+            keep_queue(&mut memory.github, &names, queue);
         });
     }
     Some(found.client)
@@ -332,14 +332,21 @@ fn is_due(github: &GitHubMemory, refresh: bool, now: Timestamp) -> bool {
 }
 
 /// Whether the queue is to be read now: at the first look, at each sweep, and when somebody asks.
-fn is_queue_due(github: &GitHubMemory, pool: &Pool, heard: &Heard, now: Timestamp) -> bool {
+fn is_queue_due(
+    github: &GitHubMemory,
+    pool: &Pool,
+    heard: &Heard,
+    leaving: &[(String, Timestamp)],
+    now: Timestamp,
+) -> bool {
     if pool.deleting.is_some() || github.not_before.is_some_and(|moment| now < moment) {
         return false;
     }
     let spec = pool.spec.as_ref().ok().filter(|spec| spec.reads_queue());
     github.queue.as_ref().is_none_or(|q| {
         let due = spec.map_or_else(|| q.at.after(SWEEP), |spec| read_again(spec, q.at, heard));
-        q.asked != pool.look_again || now >= due || now < q.at
+        let is_sought = given::is_sought(leaving, &github.given, q.at, now);
+        q.asked != pool.look_again || now >= due || now < q.at || is_sought
     })
 }
 
@@ -362,10 +369,13 @@ fn max_age(
 }
 
 /// The queue, and what it holds of answers.
-type QueueRead = (Queue, (Option<QueuedJobs>, HeldLabels));
+type QueueRead = (Queue, (Option<RepositoryJobs>, HeldLabels));
 
-fn keep_queue(github: &mut GitHubMemory, read: Option<QueueRead>) {
+fn keep_queue(github: &mut GitHubMemory, names: &BTreeSet<String>, read: Option<QueueRead>) {
     if let Some((queue, held)) = read {
+        if let Some(jobs) = &held.0 {
+            given::note(&mut github.given, names, jobs);
+        }
         github.queue = Some(Arc::new(queue));
         github.queue_held = Some(held);
     }
@@ -388,9 +398,9 @@ async fn read_queue(
     listing: &crate::github::RunnerList,
     max_age: Duration,
 ) -> QueueRead {
-    let read = client.queued_jobs(max_age).await;
+    let read = client.repository_jobs(max_age).await;
     let labels = Arc::clone(&listing.labels);
-    let jobs = |jobs: &Option<QueuedJobs>| jobs.as_ref().map(|jobs| Arc::<[_]>::clone(jobs));
+    let jobs = |jobs: &Option<RepositoryJobs>| jobs.as_ref().map(|jobs| Arc::clone(&jobs.waiting));
     let queue = Queue {
         at: listing.at,
         asked: pool.look_again.clone(),
@@ -649,7 +659,7 @@ mod tests {
         };
         let are_due = |at: Timestamp| {
             let github = github(at);
-            let queue = is_queue_due(&github, &pool, &Heard::default(), now);
+            let queue = is_queue_due(&github, &pool, &Heard::default(), &[], now);
             [is_due(&github, false, now), queue]
         };
         assert_eq!(

@@ -6,6 +6,7 @@ mod claim;
 pub mod disruption;
 pub mod end;
 pub mod github;
+mod given;
 pub mod gpu;
 mod job;
 pub mod jobs;
@@ -51,8 +52,9 @@ pub async fn observe(
     now: Timestamp,
 ) -> (Observed, Option<Arc<Client>>) {
     // Each look has its memory while it runs: a thousand may wait for GitHub at a time.
-    let (mut runners, vanished) = Box::pin(runners::look(ctx, pool, now)).await;
+    let (mut runners, mut vanished) = Box::pin(runners::look(ctx, pool, now)).await;
     let client = Box::pin(github::look(ctx, pool, now)).await;
+    given::name_jobs(ctx, pool, runners.iter_mut().chain(&mut vanished));
     let asked = client.as_deref();
     let webhook = Box::pin(webhook::look(ctx, pool, asked, now)).await;
     let left = Box::pin(left::look(ctx, pool, &runners, now)).await;

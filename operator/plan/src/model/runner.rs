@@ -121,7 +121,7 @@ pub struct Runner {
     pub done: Option<Box<EndedJob>>,
     /// The job that was under way when its container ended, as its marks name it.
     pub under_way: Option<Box<Job>>,
-    /// The job that GitHub has given it, as a scale set hears it; nothing of the pod's.
+    /// The job that GitHub has given it, as a scale set hears it or a repository's list has it; nothing of the pod's.
     pub heard: Option<Box<Job>>,
     /// What Kubernetes says where it takes the pod away by itself.
     pub disruption: Option<Disruption>,

@@ -61,13 +61,13 @@ async fn queues_without_measure_are_cut_short_and_leave_room_to_others() {
     let mut kept = vec![];
     for number in 0..10 {
         let client = hostile.client_of(&clients, "hostile", "t", &format!("o/r{number}"));
-        if let Ok(Some(jobs)) = client.queued_jobs(NOW).await {
-            assert!(size(&jobs) <= 2 * MIB, "{}", size(&jobs));
-            assert!(jobs.len() > 10);
+        if let Ok(Some(jobs)) = client.repository_jobs(NOW).await {
+            assert!(size(&jobs.waiting) <= 2 * MIB, "{}", size(&jobs.waiting));
+            assert!(jobs.waiting.len() > 10);
             kept.push((client, jobs));
         }
     }
-    let all: usize = kept.iter().map(|(_, jobs)| size(jobs)).sum();
+    let all: usize = kept.iter().map(|(_, jobs)| size(&jobs.waiting)).sum();
     assert!((6 * MIB..=8 * MIB).contains(&all), "{all}");
     assert!(hostile.seen().len() < 30, "one page is enough");
 
@@ -86,9 +86,9 @@ async fn queues_without_measure_are_cut_short_and_leave_room_to_others() {
     };
     let honest = queue(3_000, usual).await;
     let client = honest.client_of(&clients, "honest", "t", "o/r");
-    let first = client.queued_jobs(NOW).await.unwrap().unwrap();
-    assert_eq!(first.len(), 3_000);
-    let again = client.queued_jobs(NOW).await.unwrap().unwrap();
+    let first = client.repository_jobs(NOW).await.unwrap().unwrap();
+    assert_eq!(first.waiting.len(), 3_000);
+    let again = client.repository_jobs(NOW).await.unwrap().unwrap();
     assert!(
         std::sync::Arc::ptr_eq(&first, &again),
         "what is the same is kept once"

@@ -182,8 +182,57 @@ async fn the_queue_is_read_to_its_end_whatever_is_over_or_waits() {
         }
     })
     .await;
-    let queue = stub.client("acme/widgets").queued_jobs(NOW).await.unwrap();
-    assert_eq!(queue.unwrap().len(), 151);
+    let queue = stub
+        .client("acme/widgets")
+        .repository_jobs(NOW)
+        .await
+        .unwrap();
+    assert_eq!(queue.unwrap().waiting.len(), 151);
+}
+
+#[tokio::test]
+async fn jobs_that_run_are_known_by_their_runners() {
+    // Given a run with a job of ours, one of GitHub's own runners, one of no runner, and one that waits
+    let stub = Stub::start(move |seen, _| {
+        let path = &seen.path;
+        if path.contains("/jobs") {
+            let job = |runner: Value| {
+                json!({
+                    "id": 1, "name": "train", "status": "in_progress", "runner_name": runner, "run_attempt": 2,
+                    "workflow_name": "nightly", "started_at": "2026-11-30T05:00:00Z",
+                })
+            };
+            let waits = json!({"id": 2, "name": "later", "status": "queued", "runner_name": null});
+            let runners = [json!("pool-aaaaa"), json!("GitHub Actions 7"), json!(""), json!(null)];
+            let jobs = [&runners.map(job)[..], &[waits]].concat();
+            return reply(200, &json!({"total_count": 5, "jobs": jobs}));
+        }
+        let runs = if path.contains("status=in_progress") { &[7][..] } else { &[] };
+        let runs: Vec<Value> = runs.iter().map(|id| json!({"id": id})).collect();
+        reply(200, &json!({"total_count": runs.len(), "workflow_runs": runs}))
+    })
+    .await;
+    // Then ours is known with its run and attempt, whoever waits beside it
+    let jobs = stub
+        .client("acme/widgets")
+        .repository_jobs(NOW)
+        .await
+        .unwrap();
+    let jobs = jobs.unwrap();
+    let [(runner, job)] = &jobs.running[..] else {
+        panic!("{:?}", jobs.running);
+    };
+    assert_eq!(runner, "pool-aaaaa");
+    let said = [
+        &job.job,
+        &job.run,
+        &job.attempt,
+        &job.workflow,
+        &job.repository,
+    ];
+    assert_eq!(said, ["train", "7", "2", "nightly", "acme/widgets"]);
+    assert_eq!(job.at, "1796014800");
+    assert_eq!(jobs.waiting.len(), 1);
 }
 
 #[tokio::test]
@@ -226,16 +275,20 @@ async fn in_a_long_queue_the_newest_and_the_oldest_jobs_are_seen() {
         })
         .await;
         // Then each is seen once
-        let queue = stub.client("acme/widgets").queued_jobs(NOW).await.unwrap();
+        let queue = stub
+            .client("acme/widgets")
+            .repository_jobs(NOW)
+            .await
+            .unwrap();
         let queue = queue.unwrap();
-        let ours = queue.iter().filter(|job| job.labels == ["cuda"]);
+        let ours = queue.waiting.iter().filter(|job| job.labels == ["cuda"]);
         let ours: Vec<&str> = ours.map(|job| job.name.as_str()).collect();
         let mut expected = vec![1, oldest];
         expected.retain(|n| *n > 0 && all > 0);
         expected.dedup();
         let expected: Vec<String> = expected.iter().map(ToString::to_string).collect();
         assert_eq!(ours, expected, "{all}");
-        assert!(queue.len() <= 200, "{}", queue.len());
+        assert!(queue.waiting.len() <= 200, "{}", queue.waiting.len());
     }
 }
 
