@@ -207,6 +207,12 @@ pub const SUITES: &[Suite] = &[
         workflow::run
     ),
     suite!(
+        "local-cluster",
+        [],
+        "a pod gets a GPU and its driver as on a real node, and `down` of a cluster leaves nothing of it behind",
+        local_cluster::run
+    ),
+    suite!(
         "verification",
         [15, 16, 23],
         "the pool runs its workflow: green with 46 tests, not with 45; a job that nobody picks up, and a run that its concurrency group holds, have their cause",
@@ -578,12 +584,6 @@ pub const SUITES: &[Suite] = &[
         "the cluster's own registry: nodes pull with its password and not without; it can be held, and says who asked; a runner's image that it has for arm64 alone is named as that",
         private_registry::run
     ),
-    suite!(
-        "local-cluster",
-        [],
-        "a pod gets a GPU and its driver as on a real node, and `down` of a cluster leaves nothing of it behind",
-        local_cluster::run
-    ),
     suite!(by_name "arm64",
         "by its name alone: the gate for arm64 passes tests under emulation, where Debian's tools for that are to be had",
         arm64::run,
@@ -605,7 +605,7 @@ pub const SUITES: &[Suite] = &[
         ..suite!(
             "node-lost",
             [],
-            "by its name alone: a machine dies under two jobs: the one that GitHub has named runs again elsewhere at once, the other one when its pod names it, as the machine is back; neither twice",
+            "by its name alone: a machine dies under three jobs: those that GitHub has named, by a scale set or in a list, run again elsewhere at once, the third when its pod names it, as the machine is back; none twice",
             node_lost::run
         )
     },

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use futures::FutureExt as _;
 use libtest_mimic::{Arguments, Conclusion, Failed, Trial};
-use tokio::{runtime::Handle, sync::RwLock};
+use tokio::{runtime::Handle, sync::watch};
 
 use super::{Ctx, SUITES, Suite, diagnosis, recorder};
 use crate::{
@@ -33,8 +33,8 @@ struct Shared {
     lanes: Mutex<Vec<Lane>>,
     /// Every cluster that was started.
     clusters: Mutex<Vec<Cluster>>,
-    /// Read by suites, written by those that wait for all others.
-    floor: RwLock<()>,
+    /// Suites that have not ended, but for those that wait for all others.
+    left: watch::Sender<usize>,
 }
 
 /// A cluster that takes one suite after the other, or why there is none; nothing before the first.
@@ -63,29 +63,36 @@ pub fn run(
     for suite in left_out {
         story.step(&format!("NOT RUN: suite {}: {}", suite.name, suite.about));
     }
-    let shared = Arc::new(Shared {
-        options,
-        story: story.clone(),
-        lanes: Mutex::new(LANES.map(Lane::new).into()),
-        clusters: Mutex::default(),
-        floor: RwLock::default(),
-    });
-    let trials = SUITES
+    let chosen: Vec<&Suite> = SUITES
         .iter()
         .filter(|suite| {
             let by_default = names.is_empty() && suite.by_name.is_none();
             by_default || names.iter().any(|name| name == suite.name)
         })
+        .collect();
+    let shared = Arc::new(Shared {
+        options,
+        story: story.clone(),
+        lanes: Mutex::new(LANES.map(Lane::new).into()),
+        clusters: Mutex::default(),
+        left: watch::Sender::new(0),
+    });
+    let trials = chosen
+        .into_iter()
         .map(|suite| {
             let lacks = suite.by_name.and_then(|lacks| lacks());
             if let Some(why) = &lacks {
                 story.step(&format!("SKIPPED: suite {}: {why}", suite.name));
             }
+            let is_ignored = lacks.is_some() || suite.node && !may_have_node();
+            if !is_ignored && !suite.last {
+                shared.left.send_modify(|left| *left += 1);
+            }
             let (shared, runtime) = (Arc::clone(&shared), runtime.clone());
             Trial::test(suite.name, move || {
                 runtime.block_on(shared.run(suite)).map_err(Failed::from)
             })
-            .with_ignored_flag(lacks.is_some() || suite.node && !may_have_node())
+            .with_ignored_flag(is_ignored)
         })
         .collect();
     let arguments = Arguments {
@@ -112,15 +119,17 @@ impl Lane {
 
 impl Shared {
     async fn run(&self, suite: &Suite) -> Result<(), String> {
-        let (_others, _alone);
         if suite.last {
-            _alone = self.floor.write().await;
-        } else {
-            _others = self.floor.read().await;
+            let mut left = self.left.subscribe();
+            // The sender is here, so there is an answer.
+            let _ = left.wait_for(|left| *left == 0).await;
         }
         let mut lane = locked(&self.lanes).pop().ok_or("every cluster is taken")?;
         let outcome = self.on(&mut lane, suite).await;
         locked(&self.lanes).push(lane);
+        if !suite.last {
+            self.left.send_modify(|left| *left -= 1);
+        }
         outcome
     }
 
