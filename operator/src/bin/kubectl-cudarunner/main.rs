@@ -65,9 +65,11 @@ enum Command {
 /// What a cluster has the answer to.
 #[derive(Subcommand)]
 enum Question {
-    /// A pool at a glance: what is not as wished, runners, quarantine, verification, failures. Without a name, all pools.
+    /// A pool at a glance: what is not as wished, runners, quarantine, verification, failures. Without a name, all pools. Of a
+    /// job, the same as `why`.
     Status {
-        /// Name of the CudaRunner; where absent, all of them, a line each.
+        /// Name of the CudaRunner, or the address of a job on GitHub. Where absent, every CudaRunner, a line each.
+        #[arg(value_name = "NAME|JOB")]
         name: Option<String>,
         #[command(flatten)]
         output: Output,
@@ -210,6 +212,10 @@ async fn answer(flags: Flags, question: Question) -> Result<ExitCode, String> {
     let pools = flags.connect().await?;
     match question {
         Question::Status {
+            name: Some(job),
+            output,
+        } if is_address(&job) => answer_job(&pools, &job, &output).await,
+        Question::Status {
             name: Some(name),
             output,
         } => {
@@ -275,7 +281,16 @@ async fn answer_why(
     {
         return Ok(output.print(|| why::text(&answer), || why::json(&answer)));
     }
-    let asked = Asked::parse(name)?;
+    answer_job(pools, name, output).await
+}
+
+/// Of a job, by its address or its name.
+async fn answer_job(
+    pools: &connect::Pools,
+    job: &str,
+    output: &Output,
+) -> Result<ExitCode, String> {
+    let asked = Asked::parse(job)?;
     let answer = why::job::ask(pools, &asked, Timestamp::now()).await?;
     let json = || serde_json::to_value(&answer).unwrap_or_default();
     Ok(output.print(|| why::job::text(&answer), json))
