@@ -43,6 +43,8 @@ pub(crate) const TO_PICKED_UP: &str = " queued to picked up";
 /// What is said when the example is applied, and how what an Event says begins.
 pub(crate) const APPLIED: &str = "kubectl apply: the example's CudaRunner";
 pub(crate) const EVENT: &str = "  event ";
+/// How the line with the page's address begins.
+pub(crate) const INSTALLED: &str = "operator installed by Helm. Its fleet page is at http://";
 /// The port of the fleet page.
 const PAGE: u16 = 8082;
 
@@ -73,8 +75,10 @@ async fn tell(cluster: &Cluster, options: Options, story: &Story) -> Result<()> 
     let manifest = example::prepare(cluster, &client, &github).await?;
     let page = format!("service/{RELEASE}-fleet");
     let page = PortForward::start(cluster, &page, PAGE).await?;
+    let shown = page.get("/").await?;
+    ensure!(shown.contains("<title>Fleet"), "that is no fleet: {shown}");
     story.step(&format!(
-        "operator installed by Helm. Its fleet page is at http://{} until the end of this story: open it, and watch",
+        "{INSTALLED}{} until the end of this story: open it, and watch",
         page.local
     ));
     let stage = Stage {

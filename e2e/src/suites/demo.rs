@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use super::Ctx;
 use crate::{
     cluster::{Options, may_have_node},
-    demo::{self, APPLIED, APPLY_TO_ONLINE, EVENT, TO_PICKED_UP},
+    demo::{self, APPLIED, APPLY_TO_ONLINE, EVENT, INSTALLED, TO_PICKED_UP},
     report::{Event, Measure, Story},
 };
 
@@ -19,7 +19,12 @@ const LAST: &str = "cuda-image";
 pub(super) async fn run(_: &Ctx) -> Result<()> {
     let story = Story::default();
     demo::run(Options::default(), &story).await?;
-    agree(&story.events(), &story.measures())
+    let told = story.events();
+    ensure!(
+        told.iter().any(|line| line.what.starts_with(INSTALLED)),
+        "nobody has told where the fleet page is"
+    );
+    agree(&told, &story.measures())
 }
 
 /// Why it cannot be run here, where it cannot.

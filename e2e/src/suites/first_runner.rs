@@ -1,9 +1,15 @@
 //! One manifest, one runner: proven, idle, given a job, replaced.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
 use super::Ctx;
+
+/// By then the status knows that a pool's first job has ended: the kubelet and the operator take two seconds each, and the
+/// machine has other things to do.
+const NOTICED: Duration = Duration::from_secs(20);
 
 pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     let mark = ctx.last_call().await?;
@@ -50,6 +56,13 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
         log.contains(uuid),
         "the job has not seen the device that was proven, {uuid}: {log}"
     );
+
+    // And the status does not call it busy any more
+    let what = "the status to say that no runner is busy";
+    ctx.wait_for(what, NOTICED, async || {
+        Ok((ctx.status("pool").await?.busy == 0).then_some(()))
+    })
+    .await?;
 
     // And the runner is replaced, its entry and its pod are gone
     let second = ctx.other_idle("pool", &first).await?;

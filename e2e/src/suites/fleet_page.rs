@@ -4,6 +4,7 @@ use std::{fs, sync::Arc};
 
 use anyhow::{Context as _, Result, ensure};
 use cudarunner_crds::LOOK_AGAIN;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api,
@@ -11,7 +12,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use super::{Ctx, SOON, plugin::plugin, port_forward::PortForward};
+use super::{Ctx, SOON, plugin::plugin, port_forward::PortForward, secrets};
 use crate::{
     browser::Browser, deploy, device_plugin::state::Device, helm::RELEASE, kwok, paths,
     report::Story, tools,
@@ -123,8 +124,48 @@ async fn with_the_page(ctx: &Ctx) -> Result<()> {
     page.is_clean(&origin).await?;
     many(ctx, &page, &origin).await?;
     page.is_clean(&origin).await?;
+    no_secret(ctx, &forward).await?;
     ctx.delete("pool").await?;
-    scene(ctx, &page, &origin).await
+    scene(ctx, &page, &origin).await?;
+    drop(forward);
+    it_begins_anew(ctx).await
+}
+
+/// No page has a credential.
+async fn no_secret(ctx: &Ctx, forward: &PortForward) -> Result<()> {
+    let shapes = secrets::shapes()?;
+    let pool = format!("/pool?namespace={}&name=pool", ctx.namespace);
+    for path in ["/", &pool, "/hours", "/hours.csv", "/api/fleet"] {
+        let text = forward.get(path).await?;
+        let found = secrets::in_text(&text, &shapes);
+        ensure!(!text.is_empty() && found.is_empty(), "{path}: {found:?}");
+    }
+    Ok(())
+}
+
+/// What an operator that was started anew cannot know it says.
+async fn it_begins_anew(ctx: &Ctx) -> Result<()> {
+    let since = async || {
+        let document = document(ctx).await?;
+        anyhow::Ok(document["operator"]["since"].as_str().map(str::to_owned))
+    };
+    let before = since().await?.context("nobody says since when")?;
+    deploy::kill(&ctx.cluster, &ctx.client).await?;
+    let now = ctx.wait_for("another operator to lead", SOON, async || {
+        // Until then nobody answers, or one that stands by does.
+        Ok(since().await.ok().flatten().filter(|now| *now != before))
+    });
+    let now: Timestamp = now.await?.parse()?;
+    let forward =
+        PortForward::start(&ctx.cluster, &format!("service/{RELEASE}-fleet"), 8082).await?;
+    let shown = forward.get("/").await?;
+    let said = shown.split("knows of what happened since").nth(1);
+    let moment = now.strftime("%Y-%m-%d %H:%M:%SZ").to_string();
+    ensure!(
+        before.parse::<Timestamp>()? < now && said.is_some_and(|said| said.contains(&moment)),
+        "{moment} is not said: {shown}"
+    );
+    Ok(())
 }
 
 /// `kubectl cudarunner top` and the document say what the page says.

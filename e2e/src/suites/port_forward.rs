@@ -43,6 +43,20 @@ impl PortForward {
     }
 }
 
+impl PortForward {
+    /// What is at a path there.
+    pub(crate) async fn get(&self, path: &str) -> Result<String> {
+        let url = format!("http://{}{path}", self.local);
+        tokio::task::spawn_blocking(move || {
+            let mut answer = ureq::get(&url)
+                .call()
+                .with_context(|| format!("{url} does not answer as it should"))?;
+            Ok(answer.body_mut().read_to_string()?)
+        })
+        .await?
+    }
+}
+
 impl Drop for PortForward {
     fn drop(&mut self) {
         // It may have ended by itself.

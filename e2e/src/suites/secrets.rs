@@ -35,10 +35,7 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     let job = ctx.queue("job", "true").await?;
     ctx.succeeded(job).await?;
     ctx.gone(&runner).await?;
-    let shapes: Vec<Regex> = SHAPES
-        .iter()
-        .map(|shape| Regex::new(shape))
-        .collect::<Result<_, _>>()?;
+    let shapes = shapes()?;
     the_shapes_are_right(ctx, &shapes).await?;
 
     // When everything that was recorded on any cluster is searched, then no credential is in it
@@ -102,15 +99,23 @@ async fn in_metrics(client: &Client, shapes: &[Regex]) -> Result<Vec<String>> {
         pages.iter().any(|page| page.contains("cudarunner_")),
         "the operator has no metrics: {pages:?}"
     );
-    let mut found = Vec::new();
-    for (page, shape) in pages
+    let found = pages.iter().flat_map(|page| in_text(page, shapes));
+    Ok(found.map(|found| format!("metrics: {found}")).collect())
+}
+
+/// What credentials look like.
+pub(super) fn shapes() -> Result<Vec<Regex>> {
+    let shapes = SHAPES.iter().map(|shape| Regex::new(shape));
+    Ok(shapes.collect::<Result<_, _>>()?)
+}
+
+/// The beginning of whatever looks like a credential in a text.
+pub(super) fn in_text(text: &str, shapes: &[Regex]) -> Vec<String> {
+    let hits = shapes
         .iter()
-        .flat_map(|page| shapes.iter().map(move |s| (page, s)))
-    {
-        let hits = shape.find_iter(page.as_bytes());
-        found.extend(hits.map(|hit| format!("metrics: {}", &page[hit.start()..hit.start() + 12])));
-    }
-    Ok(found)
+        .flat_map(|shape| shape.find_iter(text.as_bytes()));
+    hits.map(|hit| text[hit.start()..hit.start() + 12].to_owned())
+        .collect()
 }
 
 /// The shapes fit the real thing, or the search would find nothing whatever was written.

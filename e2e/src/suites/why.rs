@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use cudarunner_crds::CudaRunner;
-use github_simulator::faults::Action;
+use github_simulator::faults::{Action, Fault};
 use kube::{Api, api::DeleteParams};
 use serde_json::json;
 
@@ -15,6 +15,8 @@ use crate::{
     helm::{NAMESPACE, RELEASE},
 };
 
+/// How long GitHub takes for an answer where it is silent, in milliseconds: longer than the plugin waits.
+const SILENCE: u64 = 8_000;
 const LIST: &str = "actions/list-self-hosted-runners-for-repo";
 /// By then there is an answer, whoever does not answer. The plugin waits for nobody longer than half a second, which is tested
 /// beside it; the rest is for a machine with other things to do. The bench's row `why` measures what it takes by itself.
@@ -26,6 +28,7 @@ pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     more_runners_than_gpus(ctx).await?;
     fewer_gpus_than_jobs(ctx).await?;
     github_does_not_answer(ctx).await?;
+    github_is_silent(ctx).await?;
     without_an_operator(ctx).await?;
     in_deletion_around_a_job(ctx).await?;
     without_the_page(ctx).await?;
@@ -89,6 +92,7 @@ async fn no_runner_is_wanted(ctx: &Ctx) -> Result<()> {
         .await?;
     ctx.queue_for("in-vain", &labels, "true", false).await?;
     let said = says(ctx, "none", "1 job waits, and spec.replicas is 0").await?;
+    is_at_once(ctx, &["none"]).await?;
     // What it says helps
     let command = said.split('`').nth(1).unwrap_or_default();
     let words: Vec<&str> = command.split(' ').skip(1).collect();
@@ -116,6 +120,7 @@ async fn more_runners_than_gpus(ctx: &Ctx) -> Result<()> {
         "{said}"
     );
     ensure!(said.matches("Insufficient").count() == 1, "{said}");
+    is_at_once(ctx, &["many"]).await?;
     ctx.delete("many").await
 }
 
@@ -136,6 +141,7 @@ async fn fewer_gpus_than_jobs(ctx: &Ctx) -> Result<()> {
         said.contains("RunnersOnline (Unschedulable): ") && said.contains("they are taken, or "),
         "{said}"
     );
+    is_at_once(ctx, &["starved"]).await?;
     ctx.delete("starved").await
 }
 
@@ -154,6 +160,26 @@ async fn github_does_not_answer(ctx: &Ctx) -> Result<()> {
     ensure!(
         said.matches("503").count() == 1
             && said.contains("it is tried again, see https://www.githubstatus.com"),
+        "{said}"
+    );
+    says(ctx, "pool", "Nothing holds this pool.").await?;
+    Ok(())
+}
+
+/// Whoever asks is told so in time, and the operator is not said to be gone.
+async fn github_is_silent(ctx: &Ctx) -> Result<()> {
+    let silence = Fault {
+        operation_id: Some(LIST.to_owned()),
+        path: Some(format!("/{}/", ctx.repository)),
+        times: Some(1),
+        delay_millis: SILENCE,
+        ..Fault::default()
+    };
+    ctx.github.inject(&silence).await?;
+    let said = why(ctx, &["pool"]).await?.replace('\n', " ");
+    ensure!(
+        said.contains("The operator runs and has not looked at GitHub since you asked")
+            && said.contains("--wait 30 gives it more time"),
         "{said}"
     );
     says(ctx, "pool", "Nothing holds this pool.").await?;
@@ -204,6 +230,7 @@ async fn in_deletion_around_a_job(ctx: &Ctx) -> Result<()> {
             )),
         "{said}"
     );
+    is_at_once(ctx, &["pool"]).await?;
     ctx.github.release(job).await?;
     ctx.wait_for("the pool to be gone", SOON, async || {
         Ok(pools.get_opt("pool").await?.is_none().then_some(()))
