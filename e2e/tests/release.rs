@@ -119,6 +119,10 @@ fn only_a_tag_on_the_default_branch_with_the_version_and_a_fixed_base_is_release
         assert!(!folder.run(&fixed, &images(bad, &good)), "{bad}");
         assert!(!folder.run(&fixed, &images(&good, bad)), "{bad}");
     }
+    let before = good.replace("13", "12");
+    assert!(!folder.run(&fixed, &images(&before, &good)), "{before}");
+    let mirror = good.replace("gcr.io/distroless", "registry.example.com/mirror");
+    assert!(folder.run(&fixed, &images(&mirror, &good)), "{mirror}");
     // And these are what is used, once that is known
     assert_eq!(workflow["jobs"]["build"]["needs"], "checks");
     let container = &workflow["jobs"]["build"]["container"]["image"];
@@ -188,6 +192,59 @@ fn each_architecture_is_built_on_its_own_machine_and_all_of_them_are_published()
             .unwrap()
             .contains("for arch")
     );
+}
+
+#[test]
+fn one_list_of_both_architectures_is_pushed_whole() {
+    // Given a buildah that notes what it is asked for
+    let workflow = workflow();
+    let folder = Folder::with_repository();
+    let said = folder.0.join("said");
+    folder.program(
+        "buildah",
+        &format!(
+            r#"echo "$@" >>'{}'
+               while [ $# -gt 0 ]; do [ "$1" = --digestfile ] && echo sha256:abc >"$2"; shift; done"#,
+            said.display()
+        ),
+    );
+    // When the images are pushed
+    let output = folder.0.join("output");
+    let script = push(&workflow)["run"].as_str().unwrap().to_owned();
+    let env = [
+        ("REGISTRY", "ghcr.io"),
+        ("GITHUB_REPOSITORY", "Acme/Operator"),
+        ("GITHUB_REF_NAME", "v1.2.3"),
+        ("GITHUB_SHA", "0a0a"),
+        ("GITHUB_SERVER_URL", "https://github.com"),
+        ("GITHUB_OUTPUT", output.to_str().unwrap()),
+        ("HOME", "/root"),
+        ("IMAGE", "cuda-smoke"),
+        ("FOLDER", "kernels"),
+        ("BASE", "base@sha256:0a"),
+    ];
+    assert!(folder.run(&script, &env));
+    // Then both are in one list, which is pushed with all that it has, under the name that is signed
+    let name = "ghcr.io/acme/operator/cuda-smoke";
+    let said = fs::read_to_string(said).unwrap();
+    let said: Vec<&str> = said.lines().collect();
+    assert_eq!(said.len(), 4, "{said:#?}");
+    assert_eq!(said[0], format!("manifest create {name}:1.2.3"));
+    for (line, arch) in said[1..3].iter().zip(["amd64", "arm64"]) {
+        for part in [
+            format!("--platform linux/{arch} --manifest {name}:1.2.3 "),
+            format!("BINARY=dist/cuda-smoke-linux-{arch} "),
+            format!("RUNNER_INIT=dist/runner-init-linux-{arch} "),
+            "--build-arg BASE=base@sha256:0a ".to_owned(),
+        ] {
+            assert!(line.starts_with("bud ") && line.contains(&part), "{line}");
+        }
+    }
+    assert!(said[3].starts_with("manifest push --all "), "{}", said[3]);
+    let to = format!("{name}:1.2.3 docker://{name}:1.2.3");
+    assert!(said[3].ends_with(&to), "{}", said[3]);
+    let output = fs::read_to_string(output).unwrap();
+    assert_eq!(output, format!("name={name}\ndigest=sha256:abc\n"));
 }
 
 #[test]
