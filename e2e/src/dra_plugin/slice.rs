@@ -6,12 +6,19 @@ use serde_json::{Value, json};
 use super::DRIVER;
 use crate::device_plugin::state::Device;
 
-/// The devices of a slice. A device keeps its name, whatever hardware is in its place.
+/// Errors that applications cause, by the driver's own list: they are told, and keep nobody off.
+const OF_APPLICATIONS: [u32; 3] = [13, 31, 43];
+
+/// The devices of a slice. A device keeps its name, whatever hardware is in its place. Where one is lost, all of the node's are
+/// tainted, because the driver cannot tell which.
 pub(super) fn devices(all: &[Device]) -> Vec<Value> {
-    all.iter().enumerate().map(device).collect()
+    let is_lost = all.iter().any(|device| !device.healthy);
+    let all = all.iter().enumerate();
+    all.map(|(number, one)| device(number, one, is_lost))
+        .collect()
 }
 
-fn device((number, device): (usize, &Device)) -> Value {
+fn device(number: usize, device: &Device, is_lost: bool) -> Value {
     let mut shown = json!({
         "name": format!("gpu-{number}"),
         "attributes": {
@@ -31,10 +38,16 @@ fn device((number, device): (usize, &Device)) -> Value {
     });
     let mut taints = vec![];
     if let Some(xid) = device.xid {
-        taints.push(taint("xid", Some(xid.to_string())));
+        let is_of_application = OF_APPLICATIONS.contains(&xid);
+        let effect = if is_of_application {
+            "None"
+        } else {
+            "NoSchedule"
+        };
+        taints.push(taint("xid", Some(xid.to_string()), effect));
     }
-    if !device.healthy {
-        taints.push(taint("gpu-lost", None));
+    if is_lost {
+        taints.push(taint("gpu-lost", None, "NoSchedule"));
     }
     if !taints.is_empty() {
         shown["taints"] = taints.into();
@@ -43,8 +56,8 @@ fn device((number, device): (usize, &Device)) -> Value {
 }
 
 /// Only the one with a number has a value.
-fn taint(key: &str, value: Option<String>) -> Value {
-    let mut taint = json!({"key": format!("{DRIVER}/{key}"), "effect": "NoSchedule"});
+fn taint(key: &str, value: Option<String>, effect: &str) -> Value {
+    let mut taint = json!({"key": format!("{DRIVER}/{key}"), "effect": effect});
     if let Some(value) = value {
         taint["value"] = value.into();
     }
@@ -66,16 +79,22 @@ mod tests {
         bad.xid = Some(79);
         bad.healthy = false;
         let shown = devices(&[Device::healthy(0, 0), bad.clone()]);
-        assert!(shown[0]["taints"].is_null());
+        let lost = json!({"key": "gpu.nvidia.com/gpu-lost", "effect": "NoSchedule"});
+        assert_eq!(shown[0]["taints"], json!([lost]));
         assert_eq!(shown[1]["name"], "gpu-1");
         assert_eq!(shown[1]["attributes"]["uuid"]["string"], bad.uuid);
         assert_eq!(
             shown[1]["taints"],
             json!([
                 {"key": "gpu.nvidia.com/xid", "value": "79", "effect": "NoSchedule"},
-                {"key": "gpu.nvidia.com/gpu-lost", "effect": "NoSchedule"},
+                lost,
             ])
         );
+        bad.healthy = true;
+        bad.xid = Some(13);
+        let shown = devices(&[Device::healthy(0, 0), bad]);
+        assert!(shown[0]["taints"].is_null());
+        assert_eq!(shown[1]["taints"][0]["effect"], "None");
         assert_eq!(shown[1]["name"].as_str().and_then(number), Some(1));
     }
 }

@@ -16,7 +16,7 @@ use crate::example;
 const FOREIGN: &str = "notebook";
 /// Jobs of one pool: so many that some still wait when the other is heard.
 const JOBS: usize = 10;
-const GATE: &str = "example.com/quota";
+const GATE: &str = "kueue.x-k8s.io/admission";
 
 pub(super) async fn run(ctx: &Ctx) -> Result<()> {
     // Given a node with four GPUs, and a pool
@@ -141,13 +141,17 @@ async fn foreign(ctx: &Ctx) -> Result<()> {
 /// A pod with a scheduling gate, as Kueue sets one.
 async fn gated(ctx: &Ctx) -> Result<()> {
     let mut pool = ctx.pool("gated", json!({}));
-    let gates = json!({"template": {"spec": {"schedulingGates": [{"name": GATE}]}}});
+    let gates = json!({"template": {
+        "metadata": {"labels": {"kueue.x-k8s.io/queue-name": "gpus"}},
+        "spec": {"schedulingGates": [{"name": GATE}]},
+    }});
     merge(&mut pool["spec"], gates);
     ctx.apply(&pool).await?;
     let said = ctx
         .condition("gated", "RunnersOnline", "False", "SchedulingGated")
         .await?;
-    ensure!(said.contains(GATE), "{said}");
+    let gate = format!("{GATE} (queue gpus)");
+    ensure!(said.contains(&gate), "{said}");
 
     // When the gate is taken off, then the runner comes
     let pods: Api<Pod> = ctx.api();

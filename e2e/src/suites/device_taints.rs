@@ -2,7 +2,7 @@
 //! of its own. So it is for a pool that asks for a number; and a rule may only tell.
 
 use anyhow::{Context as _, Result, ensure};
-use cudarunner_crds::{CudaRunner, QuarantineStatus};
+use cudarunner_crds::{CudaRunner, QuarantineStatus, TaintedDeviceStatus};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::{
     core::v1::{Node, Pod},
@@ -30,6 +30,9 @@ use crate::{
 };
 
 const POOL: &str = "claimed";
+/// The node's devices, and the one that something is wrong with.
+const ALL: &[&str] = &["gpu-0", "gpu-1"];
+const FIRST: &[&str] = &["gpu-0"];
 const UUID: &str = "cudarunner.dev/device-uuid";
 /// The annotation of a pod that tries a device again.
 const RETESTS: &str = "cudarunner.dev/retests";
@@ -139,15 +142,17 @@ async fn the_entry(ctx: &Ctx) -> Result<QuarantineStatus> {
 }
 
 async fn the_drivers_word_is_shown(ctx: &Ctx, machine: &Machine) -> Result<()> {
-    // When the driver itself taints the device, with a value and without one, then the status has its word
+    // When the driver itself taints devices, with a value and without one, then the status has its word
     let mut device = broken(0);
     device.healthy = false;
     write(machine, 0, &device)?;
-    tainted(ctx, "gpu.nvidia.com/gpu-lost:NoSchedule").await?;
+    tainted(ctx, ALL, "gpu.nvidia.com/gpu-lost:NoSchedule").await?;
     device.healthy = true;
-    device.xid = Some(79);
-    write(machine, 0, &device)?;
-    tainted(ctx, "gpu.nvidia.com/xid=79:NoSchedule").await?;
+    for (xid, effect) in [(13, "None"), (79, "NoSchedule")] {
+        device.xid = Some(xid);
+        write(machine, 0, &device)?;
+        tainted(ctx, FIRST, &format!("gpu.nvidia.com/xid={xid}:{effect}")).await?;
+    }
     let shown = plugin(ctx, 0, &["status", POOL]).await?;
     ensure!(
         shown.contains("TAINTED BY THEIR DRIVER") && shown.contains("gpu.nvidia.com/xid=79"),
@@ -169,17 +174,16 @@ async fn the_drivers_word_is_shown(ctx: &Ctx, machine: &Machine) -> Result<()> {
     Ok(())
 }
 
-/// Waits until the status has this taint of the driver's, of the first device and of no other.
-async fn tainted(ctx: &Ctx, taint: &str) -> Result<()> {
+/// Waits until the status has this taint of the driver's, of these devices of the node and of no others.
+async fn tainted(ctx: &Ctx, devices: &[&str], taint: &str) -> Result<()> {
     let mut last = vec![];
     let what = format!("{taint} in the status");
     let said = ctx.wait_for(&what, SOON, async || {
         last = ctx.status(POOL).await?.tainted_devices;
-        let [device] = &last[..] else {
-            return Ok(None);
-        };
-        let is_it = device.name == "gpu-0" && device.node == node::SECOND;
-        Ok((is_it && device.taints == [taint]).then_some(()))
+        let names: Vec<&str> = last.iter().map(|device| device.name.as_str()).collect();
+        let has_it =
+            |device: &TaintedDeviceStatus| device.node == node::SECOND && device.taints == [taint];
+        Ok((names == devices && last.iter().all(has_it)).then_some(()))
     });
     said.await.with_context(|| format!("it has {last:?}"))
 }
