@@ -145,27 +145,30 @@ async fn no_secret(ctx: &Ctx, forward: &PortForward) -> Result<()> {
 
 /// What an operator that was started anew cannot know it says.
 async fn it_begins_anew(ctx: &Ctx) -> Result<()> {
-    let since = async || {
-        let document = document(ctx).await?;
-        anyhow::Ok(document["operator"]["since"].as_str().map(str::to_owned))
-    };
-    let before = since().await?.context("nobody says since when")?;
+    let (before, _) = since_when(ctx).await?;
     deploy::kill(&ctx.cluster, &ctx.client).await?;
-    let now = ctx.wait_for("another operator to lead", SOON, async || {
-        // Until then nobody answers, or one that stands by does.
-        Ok(since().await.ok().flatten().filter(|now| *now != before))
+    let now = ctx.wait_for("the page of another operator", SOON, async || {
+        // Until it is ready nobody answers.
+        Ok(since_when(ctx).await.ok().filter(|(now, _)| *now > before))
     });
-    let now: Timestamp = now.await?.parse()?;
-    let forward =
-        PortForward::start(&ctx.cluster, &format!("service/{RELEASE}-fleet"), 8082).await?;
-    let shown = forward.get("/").await?;
-    let said = shown.split("knows of what happened since").nth(1);
+    let (now, page) = now.await?;
+    let said = page.split("knows of what happened since").nth(1);
     let moment = now.strftime("%Y-%m-%d %H:%M:%SZ").to_string();
     ensure!(
-        before.parse::<Timestamp>()? < now && said.is_some_and(|said| said.contains(&moment)),
-        "{moment} is not said: {shown}"
+        said.is_some_and(|said| said.contains(&moment)),
+        "{moment} is not said: {page}"
     );
     Ok(())
+}
+
+/// Since when the operator knows anything, as the document has it, and the page that says so.
+async fn since_when(ctx: &Ctx) -> Result<(Timestamp, String)> {
+    let service = format!("service/{RELEASE}-fleet");
+    let forward = PortForward::start(&ctx.cluster, &service, 8082).await?;
+    let document: Value = serde_json::from_str(&forward.get("/api/fleet").await?)?;
+    let since = document["operator"]["since"].as_str();
+    let since = since.context("nobody says since when")?.parse()?;
+    Ok((since, forward.get("/").await?))
 }
 
 /// `kubectl cudarunner top` and the document say what the page says.
