@@ -52,8 +52,8 @@ impl Folder {
     }
 
     /// With a repository: a commit on the default branch, and one beside it.
-    fn with_repository() -> Self {
-        let this = Self::new("repository");
+    fn with_repository(name: &str) -> Self {
+        let this = Self::new(name);
         let pkgid = "path+file:///src/operator#cuda-runner-operator@1.2.3";
         this.program("cargo", &format!("echo '{pkgid}'"));
         let made = this.run(
@@ -95,7 +95,7 @@ fn only_a_tag_on_the_default_branch_with_the_version_and_a_fixed_base_is_release
             .unwrap()
             .to_owned()
     };
-    let folder = Folder::with_repository();
+    let folder = Folder::with_repository("checks");
 
     let branch = lines("The tag is on the default branch");
     let main = [("BRANCH", "main"), ("GITHUB_REF_NAME", "v1.2.3")];
@@ -198,7 +198,7 @@ fn each_architecture_is_built_on_its_own_machine_and_all_of_them_are_published()
 fn one_list_of_both_architectures_is_pushed_whole() {
     // Given a buildah that notes what it is asked for
     let workflow = workflow();
-    let folder = Folder::with_repository();
+    let folder = Folder::with_repository("push");
     let said = folder.0.join("said");
     folder.program(
         "buildah",
