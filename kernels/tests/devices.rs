@@ -24,7 +24,8 @@ fn memory_that_somebody_else_holds_is_the_nodes_fault() {
     let taken = |profile: &str, free_mib: u64| json!({"devices": [{"profile": profile, "freeBytes": free_mib << 20}]});
     // 40 GiB, of which 90 % are 36,864 MiB.
     for (free, arguments, code) in [
-        (1_000, &[][..], 13),
+        (1, &[][..], 13),
+        (1_000, &[], 13),
         (36_863, &[], 13),
         (36_864, &[], 0),
         (1_000, &["--min-free-memory-percent", "2"], 0),
@@ -164,6 +165,13 @@ fn memory_from_the_pool_is_tried_where_there_is_one() {
         let (found, report) = check(&devices, &[]);
         assert_eq!(found, code, "{fault}: {:?}", report.failure);
     }
+    // Each device's is tried.
+    let second = json!({
+        "devices": [{"profile": "a100", "count": 2}],
+        "faults": [{"call": "cuMemFreeAsync", "code": 214, "device": 1}],
+    });
+    let (code, report) = check(&second, &[]);
+    assert_eq!((code, failure(&report).device), (12, Some(1)));
 }
 
 #[test]

@@ -17,7 +17,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use common::{driver, failure, faulty, folder, read, side_by_side, smoke, waited, without_driver};
-use gate_report::{Class, Report, Step};
+use gate_report::{Class, Confidence, Report, Step};
 use serde_json::json;
 
 /// Exit code and report of a command with these arguments.
@@ -98,6 +98,30 @@ fn what_a_device_did_after_a_launch_stands_whatever_the_second_try_says() {
     assert_eq!((exit, failure_code(&report)), (11, Some(46)));
 }
 
+#[test]
+fn what_devices_did_to_each_other_stands_as_well() {
+    // Given two devices that fail when they talk, and that later processes find in need of a reset
+    for how in [json!({"code": 999}), json!({"crash": "segv"})] {
+        let mut fault = json!({"call": "cuMemcpyPeer", "processes": [1, 1], "leaves": 46});
+        fault
+            .as_object_mut()
+            .unwrap()
+            .extend(how.as_object().unwrap().clone());
+        let devices = json!({
+            "devices": [{"profile": "a100", "count": 2}], "faults": [fault], "state": folder("state"),
+        });
+        // When
+        let (exit, report) = run(smoke(&devices), &[]);
+        // Then the node has a fault, whatever the second try says
+        let failure = failure(&report);
+        assert_eq!(
+            (exit, failure.class, failure.step, report.attempts),
+            (13, Class::Node, Step::Peers, 2),
+            "{failure:?}"
+        );
+    }
+}
+
 fn failure_code(report: &Report) -> Option<i32> {
     failure(report).code
 }
@@ -163,6 +187,13 @@ fn a_code_that_nobody_has_listed_is_tried_again_and_blames_nothing() {
         let devices = json!({"faults": [fault], "state": folder("state")});
         let (found, report) = run(smoke(&devices), &[]);
         assert_eq!((found, report.attempts), (exit, 2), "{report:?}");
+        if exit != 0 {
+            let failure = failure(&report);
+            assert_eq!(
+                (failure.class, failure.confidence),
+                (Class::Unknown, Confidence::Low)
+            );
+        }
     }
 }
 

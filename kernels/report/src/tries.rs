@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Again, Context, Fault, Finding, fault, finding};
+use crate::{Again, Context, Fault, Finding, Step, fault, finding};
 
 /// The first pause before a device or a service that was not ready is tried again. Each pause is twice as long as the one
 /// before.
@@ -111,7 +111,7 @@ impl Tries {
         let mut seen = self.seen.iter();
         seen.any(|(first, at)| {
             let is_slow = *first == Cause::Finding(Finding::SlowCopy);
-            *first == cause || at.step.is_after_launch() && !is_slow
+            *first == cause || had_work(*at) && !is_slow
         })
     }
 
@@ -148,8 +148,13 @@ fn outlasts(cause: Cause, at: Context, fault: Fault) -> bool {
         Cause::Finding(Finding::SlowCopy) => false,
         Cause::Finding(Finding::PeerCopy | Finding::PeerHang) => true,
         Cause::Code(_) if fault.class == crate::Class::Device => true,
-        _ => at.step.is_after_launch() && fault.class.blames_hardware(),
+        _ => had_work(at) && fault.class.blames_hardware(),
     }
+}
+
+/// Whether devices had been given work by then. They talk to one another when each has been tested.
+fn had_work(at: Context) -> bool {
+    at.step.is_after_launch() || at.step == Step::Peers
 }
 
 #[cfg(test)]
@@ -157,7 +162,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{Class, Step, listed};
+    use crate::{Class, listed};
 
     const PATIENCE: Duration = Duration::from_secs(15);
 
@@ -209,11 +214,22 @@ mod tests {
     #[test]
     fn what_devices_did_to_each_other_stands_whatever_comes_second() {
         for (found, second) in [
-            (Finding::PeerHang, (Cause::Code(46), on(Step::Context))),
-            (Finding::PeerCopy, (Cause::Code(802), on(Step::Init))),
+            (
+                Cause::Finding(Finding::PeerHang),
+                (Cause::Code(46), on(Step::Context)),
+            ),
+            (
+                Cause::Finding(Finding::PeerCopy),
+                (Cause::Code(802), on(Step::Init)),
+            ),
+            (
+                Cause::Finding(Finding::Crash),
+                (Cause::Code(46), on(Step::Context)),
+            ),
+            (Cause::Code(999), (Cause::Code(46), on(Step::Context))),
         ] {
             // Given a bad pair, and devices that later processes find busy or not ready
-            let first = (Cause::Finding(found), on(Step::Peers));
+            let first = (found, on(Step::Peers));
             // When
             let (which, cause, fault, tries) = verdict(PATIENCE, &[first, second]);
             // Then

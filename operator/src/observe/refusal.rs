@@ -213,11 +213,22 @@ mod tests {
         let shares = "Allocate failed due to rpc error: code = Unknown desc = request for 'nvidia.com/gpu: 2' too large: maximum request size for shared resources is 1, which is unexpected";
         let restarted = "Allocate failed due to no healthy devices present; cannot allocate unhealthy devices nvidia.com/gpu, which is unexpected";
         let taken = "Allocate failed due to requested number of devices unavailable for nvidia.com/gpu. Requested: 1, Available: 0, which is unexpected";
+        let late = "Allocate failed due to rpc error: code = DeadlineExceeded desc = context deadline exceeded, which is unexpected";
+        let ended = "Allocate failed due to rpc error: code = Canceled desc = grpc: the client connection is closing, which is unexpected";
+        let unknown = "Allocate failed due to cannot allocate unregistered device nvidia.com/gpu, which is unexpected";
+        let given_up = "Allocate failed due to previously allocated devices are no longer healthy; cannot allocate unhealthy devices nvidia.com/gpu, which is unexpected";
+        let stopped =
+            "Allocate failed due to endpoint 0xc000 has been stopped, which is unexpected";
         let unexpected = "UnexpectedAdmissionError";
         for (reason, message, class, name) in [
             (unexpected, lost, Class::Transient, Some(NOT_ALLOCATED)),
             (unexpected, gone, Class::Transient, Some(NOT_OFFERED)),
             (unexpected, restarted, Class::Transient, Some(NOT_OFFERED)),
+            (unexpected, late, Class::Transient, Some(NOT_OFFERED)),
+            (unexpected, ended, Class::Transient, Some(NOT_OFFERED)),
+            (unexpected, unknown, Class::Transient, Some(NOT_OFFERED)),
+            (unexpected, given_up, Class::Transient, Some(NOT_OFFERED)),
+            (unexpected, stopped, Class::Transient, Some(NOT_OFFERED)),
             (unexpected, shares, Class::Config, None),
             (unexpected, taken, Class::Transient, None),
             ("TopologyAffinityError", lost, Class::Transient, None),
