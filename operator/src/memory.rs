@@ -16,7 +16,7 @@ use cudarunner_crds::{CudaRunnerStatus, FailureStatus, RunnerPhase};
 use jiff::{SignedDuration, Timestamp};
 
 use crate::clock::Clock;
-use crate::github::{Held, HeldLabels, RepositoryJobs};
+use crate::github::{Held, HeldLabels, QueuedJobs};
 use crate::per_pool::PerPool;
 use cuda_runner_plan::model::checks::CheckFacts;
 use cuda_runner_plan::model::claim::ClaimTemplate;
@@ -222,7 +222,7 @@ pub struct GitHubMemory {
     /// The queue, as last read.
     pub queue: Option<Arc<Queue>>,
     /// What it holds of answers, with its place in their room.
-    pub queue_held: Option<(Option<RepositoryJobs>, HeldLabels)>,
+    pub queue_held: Option<(Option<QueuedJobs>, HeldLabels)>,
     /// The jobs that the pool's runners were seen with in the repository's list of those that run, by runner.
     pub given: BTreeMap<String, Job>,
     /// How jobs ended, as last read.

@@ -66,6 +66,6 @@ pub use event::JobEvent;
 pub use last::LastClients;
 pub use messages::{Message, Queued, Session};
 pub use proxy::{PROXY_USER_KEYS, ProxyUser, ProxyUserError, ProxyWay};
-pub use queue::RepositoryJobs;
+pub use queue::{QueuedJobs, RepositoryJobs};
 pub use room::Held;
 pub use runners::{Deletion, HeldLabels, JitConfig, JitRequest, ListedRunner, RunnerList};

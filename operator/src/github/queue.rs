@@ -29,17 +29,17 @@ const OF_GITHUB: &str = "GitHub Actions ";
 /// What a run may be while a job of it is queued: one that waits for an approval may have others.
 const STATES: [&str; 3] = ["queued", "in_progress", "waiting"];
 
-/// The jobs of a repository.
-#[derive(Debug, PartialEq)]
-pub struct Jobs {
-    /// Those that wait for a runner.
-    pub waiting: Arc<[QueuedJob]>,
-    /// Those that run, as far as there is room, each with its runner.
-    pub running: Vec<(String, runner::Job)>,
-}
+/// The jobs of a repository that wait, with their place in the room.
+pub type QueuedJobs = Arc<Held<Arc<[QueuedJob]>>>;
 
-/// The same, with their place in the room.
-pub type RepositoryJobs = Arc<Held<Jobs>>;
+/// The jobs of a repository.
+#[derive(Clone)]
+pub struct RepositoryJobs {
+    /// Those that wait for a runner.
+    pub waiting: QueuedJobs,
+    /// Those that run, as far as there is room, each with its runner.
+    pub running: Arc<Held<Vec<(String, runner::Job)>>>,
+}
 
 /// The jobs as last read, by whichever pool.
 pub(super) type Kept = Single<RepositoryJobs>;
@@ -59,17 +59,18 @@ impl Client {
             |last| last.at.elapsed() < max_age,
             async |last| {
                 let read = self.read_queue(&repository).await?;
-                let size = read.size + read.size_of_running;
-                let jobs = Jobs {
-                    waiting: read.jobs.into(),
-                    running: read.running,
-                };
-                if let Some(same) = last.filter(|last| ***last == jobs) {
-                    return Ok(same);
-                }
                 let action = format!("read the queue of {}", self.url().scope());
-                let held = self.held(jobs, size, &action)?;
-                Ok(Arc::new(held))
+                let waiting = last.map(|last| last.waiting);
+                // Pools hold it for long, and those that run change all the time.
+                let waiting = match waiting.filter(|last| last.iter().eq(&read.jobs)) {
+                    Some(same) => same,
+                    None => Arc::new(self.held(read.jobs.into(), read.size, &action)?),
+                };
+                let running = self.held(read.running, read.size_of_running, &action)?;
+                Ok(RepositoryJobs {
+                    waiting,
+                    running: Arc::new(running),
+                })
             },
         );
         Ok(Some(jobs.await?))

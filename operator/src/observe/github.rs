@@ -372,12 +372,12 @@ fn max_age(
 type QueueRead = (Queue, (Option<RepositoryJobs>, HeldLabels));
 
 fn keep_queue(github: &mut GitHubMemory, names: &BTreeSet<String>, read: Option<QueueRead>) {
-    if let Some((queue, held)) = read {
-        if let Some(jobs) = &held.0 {
+    if let Some((queue, (jobs, labels))) = read {
+        if let Some(jobs) = &jobs {
             given::note(&mut github.given, names, jobs);
         }
         github.queue = Some(Arc::new(queue));
-        github.queue_held = Some(held);
+        github.queue_held = Some((jobs.map(|jobs| jobs.waiting), labels));
     }
 }
 
@@ -400,7 +400,8 @@ async fn read_queue(
 ) -> QueueRead {
     let read = client.repository_jobs(max_age).await;
     let labels = Arc::clone(&listing.labels);
-    let jobs = |jobs: &Option<RepositoryJobs>| jobs.as_ref().map(|jobs| Arc::clone(&jobs.waiting));
+    let jobs =
+        |jobs: &Option<RepositoryJobs>| jobs.as_ref().map(|jobs| Arc::<[_]>::clone(&jobs.waiting));
     let queue = Queue {
         at: listing.at,
         asked: pool.look_again.clone(),

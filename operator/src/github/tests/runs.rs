@@ -1,5 +1,7 @@
 //! Starting a workflow, finding its run, and counting in its logs.
 
+use std::sync::Arc;
+
 use http::Method;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
@@ -193,12 +195,12 @@ async fn the_queue_is_read_to_its_end_whatever_is_over_or_waits() {
 #[tokio::test]
 async fn jobs_that_run_are_known_by_their_runners() {
     // Given a run with a job of ours, one of GitHub's own runners, one of no runner, and one that waits
-    let stub = Stub::start(move |seen, _| {
+    let stub = Stub::start(move |seen, before| {
         let path = &seen.path;
         if path.contains("/jobs") {
             let job = |runner: Value| {
                 json!({
-                    "id": 1, "name": "train", "status": "in_progress", "runner_name": runner, "run_attempt": 2,
+                    "id": 1, "name": format!("train-{before}"), "status": "in_progress", "runner_name": runner, "run_attempt": 2,
                     "workflow_name": "nightly", "started_at": "2026-11-30T05:00:00Z",
                 })
             };
@@ -213,26 +215,21 @@ async fn jobs_that_run_are_known_by_their_runners() {
     })
     .await;
     // Then ours is known with its run and attempt, whoever waits beside it
-    let jobs = stub
-        .client("acme/widgets")
-        .repository_jobs(NOW)
-        .await
-        .unwrap();
-    let jobs = jobs.unwrap();
+    let client = stub.client("acme/widgets");
+    let jobs = client.repository_jobs(NOW).await.unwrap().unwrap();
     let [(runner, job)] = &jobs.running[..] else {
-        panic!("{:?}", jobs.running);
+        panic!("{:?}", *jobs.running);
     };
     assert_eq!(runner, "pool-aaaaa");
-    let said = [
-        &job.job,
-        &job.run,
-        &job.attempt,
-        &job.workflow,
-        &job.repository,
-    ];
-    assert_eq!(said, ["train", "7", "2", "nightly", "acme/widgets"]);
+    assert!(job.job.starts_with("train-"), "{}", job.job);
+    let said = [&job.run, &job.attempt, &job.workflow, &job.repository];
+    assert_eq!(said, ["7", "2", "nightly", "acme/widgets"]);
     assert_eq!(job.at, "1796014800");
     assert_eq!(jobs.waiting.len(), 1);
+    // And where other jobs run, those that wait are kept once
+    let again = client.repository_jobs(NOW).await.unwrap().unwrap();
+    assert_ne!(again.running[0].1.job, job.job);
+    assert!(Arc::ptr_eq(&jobs.waiting, &again.waiting));
 }
 
 #[tokio::test]
