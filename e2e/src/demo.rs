@@ -20,7 +20,6 @@ use serde_json::Value;
 use crate::{
     cluster::{Cluster, Options, may_have_node},
     deploy, example,
-    helm::RELEASE,
     images::{Profile, artifact},
     process::output,
     report::Story,
@@ -45,8 +44,6 @@ pub(crate) const APPLIED: &str = "kubectl apply: the example's CudaRunner";
 pub(crate) const EVENT: &str = "  event ";
 /// How the line with the page's address begins.
 pub(crate) const INSTALLED: &str = "operator installed by Helm. Its fleet page is at http://";
-/// The port of the fleet page.
-const PAGE: u16 = 8082;
 
 /// Tells it, and takes the cluster down, whatever comes.
 pub async fn run(options: Options, story: &Story) -> Result<()> {
@@ -73,8 +70,7 @@ async fn tell(cluster: &Cluster, options: Options, story: &Story) -> Result<()> 
     let client = cluster.client().await?;
     let github = simulator::client(&cluster.dir, &cluster.github)?;
     let manifest = example::prepare(cluster, &client, &github).await?;
-    let page = format!("service/{RELEASE}-fleet");
-    let page = PortForward::start(cluster, &page, PAGE).await?;
+    let page = PortForward::fleet_page(cluster).await?;
     let shown = page.get("/").await?;
     ensure!(shown.contains("<title>Fleet"), "that is no fleet: {shown}");
     story.step(&format!(

@@ -394,14 +394,21 @@ impl Ctx {
     /// Something goes wrong so many times with an operation on the suite's repository.
     pub async fn inject(&self, operation: &str, times: u32, action: Action) -> Result<()> {
         let fault = Fault {
-            operation_id: Some(operation.to_owned()),
-            path: Some(format!("/{}/", self.repository)),
-            times: Some(times),
             action,
-            ..Fault::default()
+            ..self.fault(operation, times)
         };
         self.github.inject(&fault).await?;
         Ok(())
+    }
+
+    /// What strikes so many times at an operation on the suite's repository, and does nothing yet.
+    pub fn fault(&self, operation: &str, times: u32) -> Fault {
+        Fault {
+            operation_id: Some(operation.to_owned()),
+            path: Some(format!("/{}/", self.repository)),
+            times: Some(times),
+            ..Fault::default()
+        }
     }
 
     /// Waits until so many jobs of a pool are in its status, each with its conclusion.

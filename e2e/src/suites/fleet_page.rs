@@ -14,8 +14,7 @@ use serde_json::{Value, json};
 
 use super::{Ctx, SOON, plugin::plugin, port_forward::PortForward, secrets};
 use crate::{
-    browser::Browser, deploy, device_plugin::state::Device, helm::RELEASE, kwok, paths,
-    report::Story, tools,
+    browser::Browser, deploy, device_plugin::state::Device, kwok, paths, report::Story, tools,
 };
 
 /// What a job may be called by whoever may push a workflow.
@@ -79,8 +78,7 @@ async fn with_the_page(ctx: &Ctx) -> Result<()> {
     let waits = ctx.queue(HOSTILE, "true").await?;
     ctx.annotate("pool", LOOK_AGAIN, "now").await?;
 
-    let forward =
-        PortForward::start(&ctx.cluster, &format!("service/{RELEASE}-fleet"), 8082).await?;
+    let forward = PortForward::fleet_page(&ctx.cluster).await?;
     let origin = format!("http://{}/", forward.local);
     let page = Page::open(ctx, &origin).await?;
     page.shows("the job that waits", HOSTILE).await?;
@@ -163,8 +161,7 @@ async fn it_begins_anew(ctx: &Ctx) -> Result<()> {
 
 /// Since when the operator knows anything, as the document has it, and the page that says so.
 async fn since_when(ctx: &Ctx) -> Result<(Timestamp, String)> {
-    let service = format!("service/{RELEASE}-fleet");
-    let forward = PortForward::start(&ctx.cluster, &service, 8082).await?;
+    let forward = PortForward::fleet_page(&ctx.cluster).await?;
     let document: Value = serde_json::from_str(&forward.get("/api/fleet").await?)?;
     let since = document["operator"]["since"].as_str();
     let since = since.context("nobody says since when")?.parse()?;

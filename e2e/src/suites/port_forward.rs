@@ -7,7 +7,10 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use crate::{cluster::Cluster, helm::NAMESPACE};
+use crate::{
+    cluster::Cluster,
+    helm::{NAMESPACE, RELEASE},
+};
 
 /// It runs until it is dropped.
 pub(crate) struct PortForward {
@@ -18,7 +21,15 @@ pub(crate) struct PortForward {
     pub(crate) local: String,
 }
 
+/// The port of the fleet page.
+const FLEET_PAGE: u16 = 8082;
+
 impl PortForward {
+    /// To the fleet page.
+    pub(crate) async fn fleet_page(cluster: &Cluster) -> Result<Self> {
+        Self::start(cluster, &format!("service/{RELEASE}-fleet"), FLEET_PAGE).await
+    }
+
     /// To a port of something in the operator's namespace, such as `deployment/NAME`.
     pub(crate) async fn start(cluster: &Cluster, to: &str, port: u16) -> Result<Self> {
         let mut command = cluster.kubectl(NAMESPACE);

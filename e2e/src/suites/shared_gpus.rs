@@ -12,7 +12,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use super::{Ctx, lasting_fault::up_for_long};
+use super::{Ctx, lasting_fault::up_for_long, late_registration::nobody_is_blamed};
 use crate::node;
 
 /// Gates wait for memory for 15 seconds each, with a pause between them.
@@ -101,8 +101,7 @@ async fn hangs(ctx: &Ctx) -> Result<()> {
             && failure.shared,
         "{failure:?}"
     );
-    let status = ctx.status("waits").await?;
-    ensure!(status.quarantine.is_empty(), "{:?}", status.quarantine);
+    nobody_is_blamed(ctx, "waits").await?;
     ctx.devices(|_| {})?;
     ctx.delete("waits").await
 }
@@ -125,8 +124,7 @@ async fn two_slices(ctx: &Ctx) -> Result<()> {
     );
     ctx.condition("two", "Stalled", "True", "GateFailed")
         .await?;
-    let status = ctx.status("two").await?;
-    ensure!(status.quarantine.is_empty(), "{:?}", status.quarantine);
+    nobody_is_blamed(ctx, "two").await?;
     ctx.delete("two").await?;
     // And one slice is a GPU like any other
     ctx.apply(&ctx.pool("one", json!({}))).await?;

@@ -169,11 +169,8 @@ async fn github_does_not_answer(ctx: &Ctx) -> Result<()> {
 /// Whoever asks is told so in time, and the operator is not said to be gone.
 async fn github_is_silent(ctx: &Ctx) -> Result<()> {
     let silence = Fault {
-        operation_id: Some(LIST.to_owned()),
-        path: Some(format!("/{}/", ctx.repository)),
-        times: Some(1),
         delay_millis: SILENCE,
-        ..Fault::default()
+        ..ctx.fault(LIST, 1)
     };
     ctx.github.inject(&silence).await?;
     let said = why(ctx, &["pool"]).await?.replace('\n', " ");

@@ -64,39 +64,26 @@ pub async fn look(ctx: &Context, pool: &Pool, now: Timestamp) -> Option<Arc<Clie
         }
     };
     ctx.clients.last.uses(pool, &found.client);
-    let leaving = given::leaving(ctx, pool);
-    let (due, queue_due, max_age) = ctx.memory.with(pool, |memory| {
-        let github = &mut memory.github;
-        if github.identity != found.identity {
-            *github = GitHubMemory {
-                identity: found.identity.clone(),
-                ..GitHubMemory::default()
-            };
-        }
-        let (heard, refresh) = (&memory.webhook, memory.refresh);
-        (
-            is_due(github, refresh, now),
-            is_queue_due(github, pool, heard, &leaving, now),
-            max_age(github, pool, refresh, heard, now),
-        )
-    });
+    let (due, queue_due, max_age) = due(ctx, pool, &found.identity, now);
     if due || queue_due {
         let first = ctx
             .memory
             .with(pool, |memory| memory.github.access == Access::Unchecked);
         let names = names(ctx, pool);
         let answer = ask(&found.client, spec, &names, first, max_age).await;
-        let agents = match scale_set_of(ctx, pool).filter(|_| answer.is_ok()) {
-            Some(set) => Some(found.client.agents_of(set, max_age).await),
-            None => None,
+        let agents = match (&answer, scale_set_of(ctx, pool)) {
+            (Ok(_), Some(set)) => Some(found.client.agents_of(set, max_age).await),
+            _ => None,
         };
-        let queue = match answer.as_ref().ok().filter(|_| queue_due) {
-            Some(list) => Some(read_queue(&found.client, pool, spec, list, max_age).await),
-            None => None,
+        let queue = match &answer {
+            Ok(listing) if queue_due => {
+                Some(read_queue(&found.client, pool, spec, listing, max_age).await)
+            }
+            _ => None,
         };
         if answer.is_ok() {
-            let client = Arc::clone(&found.client);
-            ctx.clients.last.worked(pool, spec.url.to_string(), client);
+            let (url, client) = (spec.url.to_string(), Arc::clone(&found.client));
+            ctx.clients.last.worked(pool, url, client);
         }
         let pods = pods_of(ctx, pool);
         ctx.memory.with(pool, |memory| {
@@ -107,6 +94,27 @@ pub async fn look(ctx: &Context, pool: &Pool, now: Timestamp) -> Option<Arc<Clie
         });
     }
     Some(found.client)
+}
+
+/// Whether the pool's runners are to be listed now, whether its queue is to be read, and how old an answer may be. What came by
+/// another way to GitHub is forgotten.
+fn due(ctx: &Context, pool: &Pool, identity: &str, now: Timestamp) -> (bool, bool, Duration) {
+    let leaving = given::leaving(ctx, pool);
+    ctx.memory.with(pool, |memory| {
+        let github = &mut memory.github;
+        if github.identity != identity {
+            *github = GitHubMemory {
+                identity: identity.to_owned(),
+                ..GitHubMemory::default()
+            };
+        }
+        let heard = &memory.webhook;
+        (
+            is_due(github, memory.refresh, now),
+            is_queue_due(github, pool, heard, &leaving, now),
+            max_age(github, pool, memory.refresh, heard, now),
+        )
+    })
 }
 
 /// The pool's scale set: as this process made it, or as the status has it, which a replica reads that stands by.
